@@ -1,0 +1,3 @@
+module requestcount
+
+go 1.25
