@@ -214,7 +214,7 @@ func (c *counter) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		c.heartbeat()
 		pause := beat
-		if c.ready() != nil || !c.stats().up {
+		if !c.stats().up {
 			pause = beatDown
 		}
 		select {
@@ -223,8 +223,8 @@ func (c *counter) run(ctx context.Context) {
 		}
 	}
 	c.heartbeat()
-	if s := c.stats(); !s.up {
-		slog.Warn("requests may be missing in the cluster's count", "handled", s.instance)
+	if !c.stats().up {
+		slog.Warn("Redis may lack this instance's last requests")
 		return
 	}
 	conn := <-c.pool
@@ -309,15 +309,14 @@ func parseRedisURL(raw string) (*redis, error) {
 		}
 		r.db = int(db)
 	}
-	if u.User != nil {
-		password, set := u.User.Password()
-		if !set {
-			return nil, errors.New("it has a user without a password; a password alone is written :password@")
-		}
+	user := u.User.Username()
+	switch password, set := u.User.Password(); {
+	case user != "" && !set:
+		return nil, errors.New("it has a user without a password; a password alone is written :password@")
+	case user != "":
+		r.auth = []string{user, password}
+	case password != "":
 		r.auth = []string{password}
-		if u.User.Username() != "" {
-			r.auth = []string{u.User.Username(), password}
-		}
 	}
 	return r, nil
 }
