@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	neturl "net/url"
 	"os"
 	"os/exec"
 	"regexp"
@@ -479,9 +480,13 @@ func TestLog(t *testing.T) {
 	t.Parallel()
 	url := startRedis(t)
 	proxy := newProxy(t, url)
-	at := "redis://" + proxy.Addr().String()
+	at, err := neturl.Parse(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at.Host = proxy.Addr().String()
 	proxy.set(refuse)
-	p := startProcess(t, "REDIS_URL="+strings.Replace(at, "//", "//:@", 1), "REDIS_KEY="+newKey(t, url), "REDIS_TIMEOUT=50ms")
+	p := startProcess(t, "REDIS_URL="+at.String(), "REDIS_KEY="+newKey(t, url), "REDIS_TIMEOUT=50ms")
 	if resp, _ := get(t, "GET", p.url); resp.StatusCode != 503 {
 		t.Errorf("without Redis: %s", resp.Status)
 	}

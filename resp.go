@@ -244,7 +244,7 @@ func (c *counter) ready() error {
 	case c.down != nil:
 		return c.down
 	}
-	return errors.New("Redis has not answered yet")
+	return errors.New("no answer from Redis yet")
 }
 
 type stats struct {
@@ -445,11 +445,13 @@ func (e replyError) Error() string { return string(e) }
 var passingReplies = []string{"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "READONLY", "LOADING", "NOSCRIPT"}
 
 // passing reports whether err may be gone on another attempt; whatever broke
-// the connection may. After MOVED the next attempt goes where it points.
+// the connection may, but for a certificate that does not fit. After MOVED the
+// next attempt goes where it points.
 func (c *conn) passing(err error) bool {
+	var certificate *tls.CertificateVerificationError
 	var reply replyError
 	if !errors.As(err, &reply) {
-		return true
+		return !errors.As(err, &certificate)
 	}
 	words := strings.Fields(string(reply))
 	if len(words) == 0 || !slices.Contains(passingReplies, words[0]) {

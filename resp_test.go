@@ -678,7 +678,7 @@ func TestTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.Close()
-	r := mustParse(t, "rediss://"+m.Addr(), time.Second)
+	r := mustParse(t, "rediss://"+m.Addr(), 10*time.Second)
 	c := newCounter("host:1", "k", r)
 	var unknown x509.UnknownAuthorityError
 	if _, _, err := c.next(); !errors.As(err, &unknown) {
