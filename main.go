@@ -51,13 +51,8 @@ const (
 // checkTimeout bounds each step of a healthcheck, below the 3 s that a probe may take.
 const checkTimeout = time.Second
 
-// version is the module's, unless the build stamps another with -ldflags -X.
-var version = func() string {
-	if info, ok := debug.ReadBuildInfo(); ok {
-		return info.Main.Version
-	}
-	return "unknown"
-}()
+// version is stamped by the build, with -ldflags "-X main.version=…".
+var version string
 
 func main() {
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
@@ -180,6 +175,9 @@ func serve(s settings) error {
 		redisAddr = s.redis.addr
 		// A request may wait for the flight before its own and then for its own.
 		writeTimeout = max(writeTimeout, 2*s.redis.timeout+time.Second)
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && version == "" {
+		version = info.Main.Version
 	}
 	slog.Info("start", "addr", listener.Addr(), "instance", instance, "redis", redisAddr,
 		"version", version, "go", runtime.Version())

@@ -1,0 +1,19 @@
+FROM golang:1.26-alpine AS build
+WORKDIR /src
+COPY go.mod main.go resp.go ./
+ARG VERSION=dev
+# The program imports the standard library only: go.mod's requirements are its tests'.
+RUN CGO_ENABLED=0 go build -mod=mod -trimpath -ldflags "-s -w -X main.version=$VERSION" -o /requestcount .
+
+FROM scratch
+ARG VERSION=dev
+LABEL org.opencontainers.image.title="requestcount" \
+      org.opencontainers.image.description="Counts the requests to this instance and to the cluster, exactly" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="$VERSION"
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
+COPY --from=build /requestcount /requestcount
+USER 65532:65532
+EXPOSE 8083
+HEALTHCHECK --interval=2s --timeout=3s --start-period=10s --retries=3 CMD ["/requestcount", "healthcheck"]
+ENTRYPOINT ["/requestcount"]
