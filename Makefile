@@ -1,7 +1,7 @@
 # The version is the newest tag, or the commit.
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
-.PHONY: run build test fuzz
+.PHONY: run build test fuzz image docker-compose
 
 run: ## serve on port 8083
 	go run .
@@ -14,3 +14,9 @@ test: ## needs only Go; with REDIS_URL set, uses that Redis
 
 fuzz: ## a minute of nonsense for the reply reader
 	go test -run '^$$' -fuzz FuzzReadInt -fuzztime 1m .
+
+image: ## requestcount:VERSION and requestcount:latest
+	docker build --build-arg VERSION=$(VERSION) -t requestcount:$(VERSION) -t requestcount:latest .
+
+docker-compose: ## three replicas behind port 8083, in the foreground
+	docker compose up --build
