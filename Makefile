@@ -1,7 +1,7 @@
-# The version is the newest tag, or the commit.
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+# The version is the one whose image the chart runs.
+VERSION := $(shell sed -n 's/^appVersion: //p' helm/Chart.yaml)
 
-.PHONY: run build test fuzz image docker-compose
+.PHONY: run build test fuzz image docker-compose helm
 
 run: ## serve on port 8083
 	go run .
@@ -16,7 +16,12 @@ fuzz: ## a minute of nonsense for the reply reader
 	go test -run '^$$' -fuzz FuzzReadInt -fuzztime 1m .
 
 image: ## requestcount:VERSION and requestcount:latest
-	docker build --build-arg VERSION=$(VERSION) -t requestcount:$(VERSION) -t requestcount:latest .
+	docker build --network none --build-arg VERSION=$(VERSION) -t requestcount:$(VERSION) -t requestcount:latest .
 
 docker-compose: ## three replicas behind port 8083, in the foreground
 	docker compose up --build
+
+helm: image ## three replicas in the cluster of kubectl, at localhost:8083 with Docker Desktop and k3d
+	helm upgrade --install requestcount ./helm --set service.type=LoadBalancer \
+		--set-string podAnnotations.image=$$(docker image inspect -f '{{.Id}}' requestcount:$(VERSION))
+	kubectl rollout status deployment/requestcount --timeout 2m

@@ -1,0 +1,355 @@
+// Package chart checks what the Helm chart renders, against the types of
+// Kubernetes itself. It is a module of its own, so that nothing of Kubernetes
+// enters the project's go.mod. The program at $HELM, or helm, renders.
+package chart
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+)
+
+const chart = "../../helm"
+
+// version is that of the types that this module checks against; a Helm built
+// from source takes the cluster for a much older one.
+const version = "--kube-version=1.34"
+
+// helm runs Helm and returns what it prints on stdout, or its failure with what it says on stderr.
+func helm(args ...string) (string, error) {
+	name := os.Getenv("HELM")
+	if name == "" {
+		name = "helm"
+	}
+	var stderr strings.Builder
+	cmd := exec.Command(name, args...)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("%w: %s", err, &stderr)
+	}
+	return string(out), nil
+}
+
+// A release is all that the chart renders.
+type release struct {
+	order       []string // "Kind/name", sorted
+	deployments map[string]appsv1.Deployment
+	services    map[string]corev1.Service
+}
+
+// render renders a release with the arguments of helm template, and decodes
+// each document into its type of Kubernetes; an unknown or a doubled field, or
+// an unexpected kind, fails the test.
+func render(t *testing.T, name string, args ...string) release {
+	t.Helper()
+	if out, err := helm(append([]string{"lint", "--strict", chart, version}, args...)...); err != nil {
+		t.Fatalf("helm lint: %v\n%s", err, out)
+	}
+	out, err := helm(append([]string{"template", name, chart, version}, args...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := release{deployments: map[string]appsv1.Deployment{}, services: map[string]corev1.Service{}}
+	for _, doc := range strings.Split("\n"+out, "\n---\n")[1:] {
+		var typ metav1.TypeMeta
+		if err := yaml.Unmarshal([]byte(doc), &typ); err != nil {
+			t.Fatal(err)
+		}
+		var meta metav1.ObjectMeta
+		switch typ.APIVersion + " " + typ.Kind {
+		case "apps/v1 Deployment":
+			var d appsv1.Deployment
+			err = yaml.UnmarshalStrict([]byte(doc), &d)
+			meta = d.ObjectMeta
+			r.deployments[meta.Name] = d
+		case "v1 Service":
+			var s corev1.Service
+			err = yaml.UnmarshalStrict([]byte(doc), &s)
+			meta = s.ObjectMeta
+			r.services[meta.Name] = s
+		default:
+			t.Fatalf("the chart has a %s %s:\n%s", typ.APIVersion, typ.Kind, doc)
+		}
+		if err != nil {
+			t.Fatalf("%s %s: %v\n%s", typ.Kind, meta.Name, err, doc)
+		}
+		if meta.Namespace != "" {
+			t.Errorf("%s %s names its namespace", typ.Kind, meta.Name)
+		}
+		r.order = append(r.order, typ.Kind+"/"+meta.Name)
+		checkLabels(t, typ.Kind+"/"+meta.Name, name, meta.Labels)
+	}
+	slices.Sort(r.order)
+	for _, d := range r.deployments {
+		checkDeployment(t, r, d)
+	}
+	return r
+}
+
+func checkLabels(t *testing.T, what, release string, labels map[string]string) {
+	t.Helper()
+	want := map[string]string{"name": "requestcount", "instance": release, "part-of": "requestcount", "managed-by": "Helm", "component": "server"}
+	if strings.HasSuffix(what, "-redis") {
+		want["component"] = "redis"
+	}
+	for name, value := range want {
+		if got := labels["app.kubernetes.io/"+name]; got != value {
+			t.Errorf("%s: label %s is %q, want %q", what, name, got, value)
+		}
+	}
+	for name, value := range labels {
+		if len(value) > 63 {
+			t.Errorf("%s: label %s has more than 63 characters: %s", what, name, value)
+		}
+	}
+}
+
+// checkDeployment checks what every Deployment has, whatever the values.
+func checkDeployment(t *testing.T, r release, d appsv1.Deployment) {
+	t.Helper()
+	s, ok := r.services[d.Name]
+	if !ok {
+		t.Fatalf("%s has no Service", d.Name)
+	}
+	pod := d.Spec.Template.Spec
+	if len(d.Name) > 63 || len(pod.Containers) != 1 || len(pod.InitContainers)+len(pod.Volumes) != 0 {
+		t.Fatalf("%s: %d characters, %d containers, %d others, %d volumes", d.Name, len(d.Name), len(pod.Containers), len(pod.InitContainers), len(pod.Volumes))
+	}
+	selector := d.Spec.Selector.MatchLabels
+	if len(selector) != 3 || len(d.Spec.Selector.MatchExpressions) != 0 || !maps.Equal(selector, s.Spec.Selector) {
+		t.Errorf("%s: the Deployment selects %v, the Service %v", d.Name, selector, s.Spec.Selector)
+	}
+	for name, value := range selector {
+		if got := d.Spec.Template.Labels[name]; got != value {
+			t.Errorf("%s: its pods have %s=%q, the selector %q", d.Name, name, got, value)
+		}
+	}
+	c := pod.Containers[0]
+	if len(c.Ports) != 1 || len(s.Spec.Ports) != 1 || s.Spec.Ports[0].TargetPort.StrVal != c.Ports[0].Name {
+		t.Errorf("%s: ports %+v behind %+v", d.Name, c.Ports, s.Spec.Ports)
+	}
+	if c.LivenessProbe == nil || c.ReadinessProbe == nil {
+		t.Fatalf("%s lacks a probe", d.Name)
+	}
+
+	// The restricted Pod Security Standard, and what the project adds to it.
+	no, yes, user := false, true, int64(65532)
+	wantPod := &corev1.PodSecurityContext{RunAsNonRoot: &yes, RunAsUser: &user, RunAsGroup: &user,
+		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}}
+	if !reflect.DeepEqual(pod.SecurityContext, wantPod) {
+		t.Errorf("%s: the pod's security context is %v", d.Name, pod.SecurityContext)
+	}
+	wantContainer := &corev1.SecurityContext{AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes,
+		Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}}
+	if !reflect.DeepEqual(c.SecurityContext, wantContainer) {
+		t.Errorf("%s: the container's security context is %v", d.Name, c.SecurityContext)
+	}
+	for what, got := range map[string]*bool{"automountServiceAccountToken": pod.AutomountServiceAccountToken, "enableServiceLinks": pod.EnableServiceLinks} {
+		if got == nil || *got {
+			t.Errorf("%s: %s is not false", d.Name, what)
+		}
+	}
+	if pod.HostNetwork || pod.HostPID || pod.HostIPC || pod.ServiceAccountName != "" || c.Ports[0].HostPort != 0 {
+		t.Errorf("%s shares something with its node or has an account: %+v", d.Name, pod)
+	}
+	if c.Resources.Limits.Memory().IsZero() {
+		t.Errorf("%s has no memory limit", d.Name)
+	}
+}
+
+// server returns the instances' Deployment, its container and that container's plain environment.
+func (r release) server(t *testing.T, name string) (appsv1.Deployment, corev1.Container, map[string]string) {
+	t.Helper()
+	d, ok := r.deployments[name]
+	if !ok {
+		t.Fatalf("no Deployment %s among %v", name, r.order)
+	}
+	env := map[string]string{}
+	for _, e := range d.Spec.Template.Spec.Containers[0].Env {
+		if _, twice := env[e.Name]; twice {
+			t.Errorf("%s is set twice", e.Name)
+		}
+		env[e.Name] = e.Value
+	}
+	return d, d.Spec.Template.Spec.Containers[0], env
+}
+
+func equal(t *testing.T, what string, got, want any) {
+	t.Helper()
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%s: %v, want %v", what, got, want)
+	}
+}
+
+var all = []string{"Deployment/requestcount", "Deployment/requestcount-redis", "Service/requestcount", "Service/requestcount-redis"}
+
+func TestDefaults(t *testing.T) {
+	r := render(t, "requestcount")
+	equal(t, "objects", r.order, all)
+	d, c, env := r.server(t, "requestcount")
+	pod := d.Spec.Template.Spec
+	equal(t, "replicas", *d.Spec.Replicas, int32(3))
+	equal(t, "image", c.Image, "requestcount:1.0.0")
+	equal(t, "pull policy", c.ImagePullPolicy, corev1.PullIfNotPresent)
+	equal(t, "environment", env, map[string]string{"REDIS_URL": "redis://requestcount-redis", "REDIS_KEY": "requestcount", "REDIS_TIMEOUT": "5s", "SHUTDOWN_DELAY": "5s"})
+	equal(t, "strategy", d.Spec.Strategy.Type, appsv1.RollingUpdateDeploymentStrategyType)
+	equal(t, "maxUnavailable", d.Spec.Strategy.RollingUpdate.MaxUnavailable.String(), "0")
+	equal(t, "grace period", *pod.TerminationGracePeriodSeconds, int64(5+10+3*5+5))
+	equal(t, "liveness", c.LivenessProbe.HTTPGet.Path, "/healthz")
+	equal(t, "readiness", c.ReadinessProbe.HTTPGet.Path, "/readyz")
+	if len(pod.TopologySpreadConstraints) != 1 || pod.TopologySpreadConstraints[0].WhenUnsatisfiable != corev1.ScheduleAnyway ||
+		!maps.Equal(pod.TopologySpreadConstraints[0].LabelSelector.MatchLabels, d.Spec.Selector.MatchLabels) {
+		t.Errorf("the instances are not spread over the nodes: %+v", pod.TopologySpreadConstraints)
+	}
+	s := r.services["requestcount"].Spec
+	equal(t, "Service", s.Type, corev1.ServiceTypeClusterIP)
+	equal(t, "port", s.Ports[0].Port, int32(8083))
+	equal(t, "node port", s.Ports[0].NodePort, int32(0))
+
+	redis := r.deployments["requestcount-redis"].Spec
+	c = redis.Template.Spec.Containers[0]
+	equal(t, "Redis' replicas", *redis.Replicas, int32(1))
+	equal(t, "Redis' strategy", redis.Strategy.Type, appsv1.RecreateDeploymentStrategyType)
+	equal(t, "Redis' image", c.Image, "redis:8-alpine")
+	equal(t, "Redis' command", strings.Join(c.Command, " "), "redis-server --save  --appendonly no --protected-mode no")
+	equal(t, "Redis' user", strings.Join(c.Args, " "), "--user default on nopass resetkeys ~requestcount ~{requestcount}:instances resetchannels -@all"+
+		" +ping +auth +script|load +evalsha +get +incrby +hget +hset +hdel")
+	equal(t, "Redis' liveness", c.LivenessProbe.Exec.Command, []string{"redis-cli", "ping"})
+	equal(t, "Redis' Service", r.services["requestcount-redis"].Spec.Type, corev1.ServiceType(""))
+}
+
+func TestEveryValue(t *testing.T) {
+	r := render(t, "blue", "--values", "testdata/full.yaml")
+	equal(t, "objects", r.order, []string{"Deployment/blue-requestcount", "Deployment/blue-requestcount-redis", "Service/blue-requestcount", "Service/blue-requestcount-redis"})
+	d, c, env := r.server(t, "blue-requestcount")
+	pod := d.Spec.Template
+	equal(t, "replicas", *d.Spec.Replicas, int32(7))
+	equal(t, "image", c.Image, "registry.example/rc:2")
+	equal(t, "pull policy", c.ImagePullPolicy, corev1.PullAlways)
+	equal(t, "environment", env, map[string]string{"REDIS_URL": "redis://blue-requestcount-redis", "REDIS_KEY": "counts", "REDIS_TIMEOUT": "2s", "SHUTDOWN_DELAY": "9s", "GOGC": "50", "POD": ""})
+	equal(t, "grace period", *pod.Spec.TerminationGracePeriodSeconds, int64(9+10+3*2+5))
+	equal(t, "memory limit", c.Resources.Limits.Memory().String(), "99Mi")
+	equal(t, "annotation", pod.Annotations, map[string]string{"example.com/a": "1"})
+	equal(t, "label", pod.Labels["example.com/team"], "blue")
+	equal(t, "affinity", pod.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms[0].MatchExpressions[0].Key, "disk")
+	s := r.services["blue-requestcount"]
+	equal(t, "Service", s.Spec.Type, corev1.ServiceTypeNodePort)
+	equal(t, "port", s.Spec.Ports[0].Port, int32(80))
+	equal(t, "node port", s.Spec.Ports[0].NodePort, int32(30083))
+	equal(t, "Service's annotations", s.Annotations, map[string]string{"example.com/b": "2"})
+
+	redis := r.deployments["blue-requestcount-redis"].Spec.Template.Spec
+	equal(t, "Redis' image", redis.Containers[0].Image, "registry.example/redis:8")
+	equal(t, "Redis' pull policy", redis.Containers[0].ImagePullPolicy, corev1.PullNever)
+	equal(t, "Redis' memory limit", redis.Containers[0].Resources.Limits.Memory().String(), "33Mi")
+	equal(t, "Redis' keys", redis.Containers[0].Args[5:7], []string{"~counts", "~{counts}:instances"})
+	for name, pod := range map[string]corev1.PodSpec{"instances": pod.Spec, "Redis": redis} {
+		equal(t, name+": pull secrets", pod.ImagePullSecrets, []corev1.LocalObjectReference{{Name: "registry"}})
+		equal(t, name+": node selector", pod.NodeSelector, map[string]string{"kubernetes.io/arch": "amd64"})
+		equal(t, name+": tolerations", pod.Tolerations, []corev1.Toleration{{Key: "dedicated", Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule}})
+	}
+
+	// What the Deployments select, and their names, no upgrade may change.
+	for name, before := range render(t, "blue").deployments {
+		equal(t, name+": selector", r.deployments[name].Spec.Selector, before.Spec.Selector)
+	}
+}
+
+func TestOutsideRedis(t *testing.T) {
+	app := []string{"Deployment/requestcount", "Service/requestcount"}
+	r := render(t, "requestcount", "--set", "redis.enabled=false,redis.url=rediss://redis.example/3")
+	equal(t, "objects", r.order, app)
+	_, _, env := r.server(t, "requestcount")
+	equal(t, "URL", env["REDIS_URL"], "rediss://redis.example/3")
+
+	r = render(t, "requestcount", "--set", "redis.enabled=false,redis.existingSecret=mine")
+	equal(t, "objects", r.order, app)
+	_, c, _ := r.server(t, "requestcount")
+	equal(t, "URL", c.Env[0], corev1.EnvVar{Name: "REDIS_URL", ValueFrom: &corev1.EnvVarSource{
+		SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "mine"}, Key: "url"}}})
+}
+
+func TestLoadBalancer(t *testing.T) {
+	r := render(t, "requestcount", "--set", "service.type=LoadBalancer")
+	equal(t, "objects", r.order, all)
+	equal(t, "Service", r.services["requestcount"].Spec.Type, corev1.ServiceTypeLoadBalancer)
+}
+
+// A subchart is given "global" by its parent.
+func TestGlobal(t *testing.T) {
+	equal(t, "objects", render(t, "requestcount", "--set", "global.region=eu").order, all)
+}
+
+// Two releases in a namespace share no name, no label and no key in Redis,
+// also where their names, of 53 characters at the most, differ in the last only.
+func TestTwoReleases(t *testing.T) {
+	long := strings.Repeat("x", 52)
+	for _, pair := range [][2]string{{"blue", "green"}, {long + "a", long + "b"}, {"requestcount", "requestcount-2"}} {
+		names, keys := map[string]bool{}, map[string]bool{}
+		for _, name := range pair {
+			r := render(t, name)
+			for _, object := range r.order {
+				if names[object] {
+					t.Errorf("%v share %s", pair, object)
+				}
+				names[object] = true
+			}
+			for _, d := range r.deployments {
+				for _, e := range d.Spec.Template.Spec.Containers[0].Env {
+					if e.Name == "REDIS_KEY" || e.Name == "REDIS_URL" {
+						if keys[e.Value] {
+							t.Errorf("%v share %s=%s", pair, e.Name, e.Value)
+						}
+						keys[e.Value] = true
+					}
+				}
+			}
+		}
+	}
+}
+
+// Wrong values are refused with a sentence that names them.
+func TestRefusals(t *testing.T) {
+	for _, tt := range []struct{ set, says string }{
+		{"redis.enabled=false", "redis.enabled is false: set redis.url"},
+		{"redis.enabled=false,redis.url=redis://a,redis.existingSecret=b", "redis.url and redis.existingSecret are both set"},
+		{"redis.url=redis://a", "set redis.enabled=false"},
+		{"redis.existingSecret=b", "set redis.enabled=false"},
+		{"redis.enabled=false,redis.url=http://a", "/redis/url"},
+		{"redis.key=a{b}", "/redis/key"},
+		{"redis.enabled=yes", "/redis/enabled"},
+		{"redis.image.tag=", "/redis/image/tag"},
+		{"replica=5", "'replica'"},
+		{"replicas=many", "/replicas"},
+		{"replicas=-1", "/replicas"},
+		{"image.name=x", "'name'"},
+		{"image.tag=1", "/image/tag"},
+		{"image.pullPolicy=Sometimes", "/image/pullPolicy"},
+		{"imagePullSecrets[0]=x", "/imagePullSecrets/0"},
+		{"service.type=ExternalName", "/service/type"},
+		{"service.port=0", "/service/port"},
+		{"service.nodePort=high", "/service/nodePort"},
+		{"redisTimeoutSeconds=0", "/redisTimeoutSeconds"},
+		{"shutdownDelaySeconds=5s", "/shutdownDelaySeconds"},
+		{"podAnnotations.a=1", "/podAnnotations/a"},
+		{"extraEnv[0].name=REDIS_URL", "extraEnv has REDIS_URL"},
+		{"extraEnv[0].value=x", "'name'"},
+		{"resources=small", "/resources"},
+	} {
+		_, err := helm("template", "requestcount", chart, version, "--set", tt.set)
+		if err == nil || !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("--set %s: %v, want %s", tt.set, err, tt.says)
+		}
+	}
+}
