@@ -30,26 +30,28 @@ const (
 
 // script raises an instance's entry in the ledger to the count given and the
 // total by the difference. It answers the total that the entry was raised to,
-// so that the same command, sent again, gets the same answer; or, when a third
+// so that the same command, sent again, gets the same answer; or, when a fifth
 // argument says that nobody waits for a number, the total of this moment.
+//
+// The sender says which entry it expects, and the difference to that: to
+// compare is cheaper than to parse, and it is off only after a failure.
 //
 // Numbers are written with %.0f because Redis writes some Lua numbers in a
 // form that INCRBY refuses (1e+08, https://github.com/redis/redis/pull/13115).
-const script = `local entry = redis.call('HGET', KEYS[2], ARGV[1])
-local count, total = 0, 0
-if entry then
-	local space = string.find(entry, ' ', 1, true)
-	count, total = tonumber(string.sub(entry, 1, space)), tonumber(string.sub(entry, space))
+const script = `local entry, added, total = redis.call('HGET', KEYS[2], ARGV[1]), ARGV[3], nil
+if entry ~= ARGV[4] then
+	local count
+	count, total = string.match(entry or '0 0', '(%d+) (%d+)')
+	added = string.format('%.0f', ARGV[2] - count)
 end
-local added = tonumber(ARGV[2]) - count
-if added > 0 then
-	total = redis.call('INCRBY', KEYS[1], string.format('%.0f', added))
-	redis.call('HSET', KEYS[2], ARGV[1], ARGV[2] .. string.format(' %.0f', total))
+if tonumber(added) > 0 then
+	total = redis.call('INCRBY', KEYS[1], added)
+	redis.call('HSET', KEYS[2], ARGV[1], string.format('%s %.0f', ARGV[2], total))
 end
-if ARGV[3] then
-	return tonumber(redis.call('GET', KEYS[1]) or 0)
+if ARGV[5] then
+	total = redis.call('GET', KEYS[1]) or 0
 end
-return total`
+return tonumber(total)`
 
 // scriptSHA names the script to EVALSHA, https://redis.io/docs/latest/commands/evalsha/.
 var scriptSHA = func() string {
@@ -69,6 +71,7 @@ type counter struct {
 	// one only: two flights at once could land in the wrong order, and the
 	// earlier one's numbers would then be unknown.
 	pool chan *conn
+	last *flight // the last one with requests that Redis answered; for who holds the connection
 
 	mu        sync.Mutex
 	n         int64   // requests handled: those of every flight cut so far
@@ -90,6 +93,11 @@ type flight struct {
 
 func newFlight() *flight { return &flight{done: make(chan struct{})} }
 
+// entry returns what the ledger holds after f: "count total".
+func (f *flight) entry() string {
+	return strconv.FormatInt(f.n, 10) + " " + strconv.FormatInt(f.total, 10)
+}
+
 // newCounter returns a counter for the named instance that keeps its total in
 // r at key, or counts alone if r is nil.
 func newCounter(instance, key string, r *redis) *counter {
@@ -99,6 +107,7 @@ func newCounter(instance, key string, r *redis) *counter {
 		ledger:    "{" + key + "}:instances",
 		redis:     r,
 		pool:      make(chan *conn, 1),
+		last:      newFlight(),
 		gathering: newFlight(),
 	}
 	if r != nil {
@@ -134,7 +143,9 @@ func (c *counter) next() (instance, cluster int64, err error) {
 func (c *counter) lead(f *flight) {
 	select {
 	case conn := <-c.pool:
-		runtime.Gosched() // let handlers that are ready to run join the flight
+		if c.last.size > 1 {
+			runtime.Gosched() // let handlers that are ready to run join the flight
+		}
 		c.fly(conn, f)
 		c.pool <- conn
 	case <-f.done:
@@ -160,9 +171,10 @@ func (c *counter) fly(conn *conn, f *flight) {
 	down := c.down != nil
 	c.mu.Unlock()
 
-	cmd := []string{"EVALSHA", scriptSHA, "2", c.key, c.ledger, c.id, strconv.FormatInt(f.n, 10), "now"}
+	cmd := []string{"EVALSHA", scriptSHA, "2", c.key, c.ledger, c.id,
+		strconv.FormatInt(f.n, 10), strconv.FormatInt(f.n-c.last.n, 10), c.last.entry(), "now"}
 	if f.size > 0 {
-		cmd = cmd[:7]
+		cmd = cmd[:len(cmd)-1]
 	}
 	total, err := conn.ask(down, cmd...)
 
@@ -177,6 +189,9 @@ func (c *counter) fly(conn *conn, f *flight) {
 	}
 	c.answered, c.down, c.cluster = true, nil, total
 	f.total = total
+	if f.size > 0 {
+		c.last = f
+	}
 	close(f.done)
 }
 
