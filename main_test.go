@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,9 @@ import (
 // realRedis is the server at REDIS_URL, if the tests are to use one.
 var realRedis = os.Getenv("REDIS_URL")
 
+// program is the built binary, if the processes that the tests start are to be of it.
+var program = os.Getenv("PROGRAM")
+
 // TestMain runs the tests or, in a process that command started, the program.
 func TestMain(m *testing.M) {
 	if os.Getenv("TEST_MAIN") != "" {
@@ -40,7 +44,7 @@ func TestMain(m *testing.M) {
 func command(t *testing.T, env []string, args ...string) *exec.Cmd {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, os.Args[0], args...)
+	cmd := exec.CommandContext(ctx, cmp.Or(program, os.Args[0]), args...)
 	cmd.Env = append([]string{"TEST_MAIN=1"}, env...)
 	return cmd
 }
@@ -55,10 +59,11 @@ type process struct {
 
 var startLine = regexp.MustCompile(`msg=start addr=\S*:(\d+) `)
 
-// startProcess starts a server on a free port and waits until it listens.
+// startProcess starts a server, on a free port unless env has an ADDR, and
+// waits until it listens.
 func startProcess(t *testing.T, env ...string) *process {
 	t.Helper()
-	p := &process{Cmd: command(t, append(env, "ADDR=127.0.0.1:0")), eof: make(chan struct{})}
+	p := &process{Cmd: command(t, append([]string{"ADDR=127.0.0.1:0"}, env...)), eof: make(chan struct{})}
 	stderr, err := p.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -122,6 +127,38 @@ func get(t *testing.T, method, url string) (*http.Response, string) {
 	return resp, string(body)
 }
 
+// An answer is what a request to / was told.
+type answer struct {
+	status   int
+	instance string
+	n        int64 // to this instance
+	total    int64 // to the cluster; 0 with a 503
+}
+
+// ask sends a request and reads its answer, which must have the promised form.
+func ask(c *http.Client, url string) (a answer, err error) {
+	resp, err := c.Get(url)
+	if err != nil {
+		return a, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return a, err
+	}
+	a.status = resp.StatusCode
+	form, numbers := "This is request %d to this instance and request %d to the cluster.\n", []any{&a.n, &a.total}
+	if a.status == http.StatusServiceUnavailable {
+		form, numbers = "This is request %d to this instance; the cluster count is unavailable.\n", numbers[:1]
+	}
+	first, second, _ := strings.Cut(string(body), "\n")
+	a.instance = strings.TrimSuffix(strings.TrimPrefix(first, "You are talking to instance "), ".")
+	if _, err := fmt.Sscanf(second, form, numbers...); err != nil || len(first)-len(a.instance) != len("You are talking to instance .") {
+		return a, fmt.Errorf("%s: not the promised answer: %q", resp.Status, body)
+	}
+	return a, nil
+}
+
 func TestTwoInstancesOneRedis(t *testing.T) {
 	t.Parallel()
 	url := startRedis(t)
@@ -156,21 +193,14 @@ func TestManyClients(t *testing.T) {
 			last := int64(0)
 			for i := range requests {
 				at := (c + i) % len(servers)
-				resp, err := http.Get(servers[at].URL)
-				if err != nil {
-					t.Error(err)
+				a, err := ask(http.DefaultClient, servers[at].URL)
+				if err != nil || a.status != 200 || a.instance != fmt.Sprintf("host:%d", at) || a.total <= last {
+					t.Errorf("%+v after %d to the cluster, %v", a, last, err)
 					return
 				}
-				var host string
-				var n, total int64
-				_, err = fmt.Fscanf(resp.Body, "You are talking to instance %s\nThis is request %d to this instance and request %d to the cluster.\n", &host, &n, &total)
-				resp.Body.Close()
-				if err != nil || host != fmt.Sprintf("host:%d.", at) || total <= last {
-					t.Errorf("%s: request %d to %q, %d after %d to the cluster, %v", resp.Status, n, host, total, last, err)
-				}
-				last = total
+				last = a.total
 				mu.Lock()
-				instance[at], cluster = append(instance[at], n), append(cluster, total)
+				instance[at], cluster = append(instance[at], a.n), append(cluster, a.total)
 				mu.Unlock()
 			}
 		})
@@ -421,24 +451,16 @@ func TestTerminateUnderLoad(t *testing.T) {
 	for range 16 {
 		wg.Go(func() {
 			for {
-				resp, err := http.Get(p.url)
+				a, err := ask(http.DefaultClient, p.url)
 				if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) {
 					return // the listener has closed
 				}
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				body, err := io.ReadAll(resp.Body)
-				resp.Body.Close()
-				var n, total int64
-				_, text, _ := strings.Cut(string(body), "\n")
-				if _, bad := fmt.Sscanf(text, "This is request %d to this instance and request %d to the cluster.", &n, &total); bad != nil || err != nil || n != total {
-					t.Errorf("%s %q: %v, %v", resp.Status, body, bad, err)
+				if err != nil || a.n != a.total {
+					t.Errorf("%+v, %v", a, err)
 					return
 				}
 				mu.Lock()
-				numbers = append(numbers, n)
+				numbers = append(numbers, a.n)
 				mu.Unlock()
 			}
 		})

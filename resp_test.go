@@ -84,12 +84,12 @@ func start(t *testing.T, c *counter) {
 // A proxy passes bytes between clients and Redis, and has faults to order.
 type proxy struct {
 	net.Listener
-	target string
 
-	mu    sync.Mutex
-	moved *sync.Cond
-	fault fault
-	conns map[net.Conn]bool
+	mu     sync.Mutex
+	moved  *sync.Cond
+	fault  fault
+	target string
+	conns  map[net.Conn]bool
 }
 
 type fault int
@@ -143,8 +143,19 @@ func (p *proxy) reset() {
 	}
 }
 
+// redirect hands the address over to another server.
+func (p *proxy) redirect(target string) {
+	p.mu.Lock()
+	p.target = target
+	p.mu.Unlock()
+	p.reset()
+}
+
 func (p *proxy) serve(down net.Conn) {
-	up, err := net.Dial("tcp", p.target)
+	p.mu.Lock()
+	target := p.target
+	p.mu.Unlock()
+	up, err := net.Dial("tcp", target)
 	if err != nil {
 		down.Close()
 		return
