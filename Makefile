@@ -13,7 +13,7 @@ test: ## needs only Go; with REDIS_URL set, uses that Redis
 	go test ./...
 
 faults: build ## breaks real redis-servers and the built binary under load; needs redis-server and redis-cli
-	PROGRAM=$(CURDIR)/requestcount go test -count=1 -v -run 'TestRealServers|TestRefusedByRedis|TestBadClients' .
+	PROGRAM=$(CURDIR)/requestcount go test -count=1 -v -run 'TestRealServers|TestRefusedByRedis|TestManyBadClients' .
 
 fuzz: ## a minute of nonsense for the reply reader
 	go test -run '^$$' -fuzz FuzzReadInt -fuzztime 1m .
