@@ -1,7 +1,7 @@
 # The version is the one whose image the chart runs.
 VERSION := $(shell sed -n 's/^appVersion: //p' helm/Chart.yaml)
 
-.PHONY: run build test faults fuzz image docker-compose helm
+.PHONY: run build test faults bench fuzz image docker-compose helm
 
 run: ## serve on port 8083
 	go run .
@@ -14,6 +14,9 @@ test: ## needs only Go; with REDIS_URL set, uses that Redis
 
 faults: build ## breaks real redis-servers and the built binary under load; needs redis-server and redis-cli
 	PROGRAM=$(CURDIR)/requestcount go test -count=1 -v -run 'TestRealServers|TestRefusedByRedis|TestManyBadClients' .
+
+bench: ## the handler and the flight over real sockets; needs redis-server
+	go test -run '^$$' -bench . -benchmem .
 
 fuzz: ## a minute of nonsense for the reply reader
 	go test -run '^$$' -fuzz FuzzReadInt -fuzztime 1m .

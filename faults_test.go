@@ -54,18 +54,23 @@ func needServers(t *testing.T) {
 	if program == "" {
 		t.Skip("skipped: runs the built binary, at $PROGRAM: make faults")
 	}
-	for _, name := range []string{"redis-server", "redis-cli"} {
+	needPrograms(t, "redis-server", "redis-cli")
+	t.Parallel()
+}
+
+func needPrograms(t testing.TB, names ...string) {
+	t.Helper()
+	for _, name := range names {
 		if _, err := exec.LookPath(name); err != nil {
 			t.Skipf("skipped: %s is missing", name)
 		}
 	}
-	t.Parallel()
 }
 
 // A server is a redis-server process on loopback. Its default user has what
 // acl gives; the user admin, with the password admin, has everything.
 type server struct {
-	t    *testing.T
+	t    testing.TB
 	port string
 	conf string
 	cmd  *exec.Cmd
@@ -73,7 +78,7 @@ type server struct {
 
 // startServer starts a redis-server, with "nopass" or ">password" for its
 // default user and further lines of configuration.
-func startServer(t *testing.T, credential string, conf ...string) *server {
+func startServer(t testing.TB, credential string, conf ...string) *server {
 	s := &server{t: t, port: freePort(t)}
 	s.conf = fmt.Sprintf(`bind 127.0.0.1
 port %s
@@ -144,7 +149,7 @@ func (s *server) until(command, says string) {
 
 // freePort returns a port that is free, with room for the port of Redis
 // Cluster's bus 10,000 above it.
-func freePort(t *testing.T) string {
+func freePort(t testing.TB) string {
 	for {
 		port := strconv.Itoa(20_000 + rand.IntN(10_000))
 		if l, err := net.Listen("tcp", "127.0.0.1:"+port); err == nil {

@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -561,5 +562,54 @@ func TestBadClients(t *testing.T) {
 	}
 	if _, body := get(t, "GET", p.url); !strings.Contains(body, "This is request 2 to this instance and request 2 to the cluster.") {
 		t.Errorf("got %q", body)
+	}
+}
+
+// Requests over real sockets, by how many connections ask at a time: of
+// net/http with an atomic counter, of an instance alone, and of one with a
+// Redis. The client allocates nothing, so the allocations are the server's.
+func BenchmarkHandler(b *testing.B) {
+	bare := func(b *testing.B) http.Handler {
+		var n atomic.Int64
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			i := n.Add(1)
+			fmt.Fprintf(w, "You are talking to instance host:1.\nThis is request %d to this instance and request %d to the cluster.\n", i, i)
+		})
+	}
+	alone := func(b *testing.B) http.Handler {
+		return newHandler("host:1", newCounter("host:1", "requestcount", nil))
+	}
+	redis := func(b *testing.B) http.Handler {
+		needPrograms(b, "redis-server")
+		r := mustParse(b, "redis://"+startServer(b, "nopass").addr(), 5*time.Second)
+		return newHandler("host:1", newCounter("host:1", "requestcount", r))
+	}
+	for _, server := range []struct {
+		name    string
+		handler func(b *testing.B) http.Handler
+	}{{"bare", bare}, {"alone", alone}, {"redis", redis}} {
+		b.Run(server.name, func(b *testing.B) {
+			s := httptest.NewServer(server.handler(b))
+			defer s.Close()
+			for _, connections := range []int{1, 64, 256} {
+				b.Run(strconv.Itoa(connections), func(b *testing.B) {
+					inParallel(b, connections, func() func() {
+						nc, err := net.Dial("tcp", s.Listener.Addr().String())
+						if err != nil {
+							b.Fatal(err)
+						}
+						b.Cleanup(func() { nc.Close() })
+						request, answer := []byte(plainGet), make([]byte, 4<<10)
+						return func() {
+							if _, err := nc.Write(request); err != nil {
+								b.Error(err)
+							} else if _, err := nc.Read(answer); err != nil {
+								b.Error(err)
+							}
+						}
+					})
+				})
+			}
+		})
 	}
 }

@@ -33,7 +33,7 @@ func startRedis(t *testing.T) string {
 	return "redis://" + miniredis.RunT(t).Addr()
 }
 
-func mustParse(t *testing.T, url string, timeout time.Duration) *redis {
+func mustParse(t testing.TB, url string, timeout time.Duration) *redis {
 	t.Helper()
 	r, err := parseRedisURL(url)
 	if err != nil {
@@ -772,6 +772,65 @@ func TestReadInt(t *testing.T) {
 		if n != tt.want || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
 			t.Errorf("%.20q: %d, %v; want %d, %q", tt.reply, n, err, tt.want, tt.err)
 		}
+	}
+}
+
+// A countedConn counts what is sent over it.
+type countedConn struct {
+	net.Conn
+	writes *atomic.Int64
+}
+
+func (c countedConn) Write(b []byte) (int, error) {
+	c.writes.Add(1)
+	return c.Conn.Write(b)
+}
+
+// inParallel calls f, which one of n goroutines makes for itself, b.N times in all.
+func inParallel(b *testing.B, n int, newF func() func()) {
+	var left atomic.Int64
+	left.Store(int64(b.N))
+	fs := make([]func(), n)
+	for i := range fs {
+		fs[i] = newF()
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	var wg sync.WaitGroup
+	for _, f := range fs {
+		wg.Go(func() {
+			for left.Add(-1) >= 0 {
+				f()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// Requests that share flights to a real Redis, by how many wait at a time.
+func BenchmarkFlight(b *testing.B) {
+	needPrograms(b, "redis-server")
+	r := mustParse(b, "redis://"+startServer(b, "nopass").addr(), 5*time.Second)
+	var flights atomic.Int64
+	dial := r.dial
+	r.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		nc, err := dial(ctx, network, addr)
+		return countedConn{nc, &flights}, err
+	}
+	for _, waiting := range []int{1, 16, 256} {
+		b.Run(strconv.Itoa(waiting), func(b *testing.B) {
+			c := newCounter("host:1", "requestcount", r)
+			c.heartbeat()
+			flights.Store(0)
+			inParallel(b, waiting, func() func() {
+				return func() {
+					if _, _, err := c.next(); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+			b.ReportMetric(float64(b.N)/float64(flights.Load()), "requests/flight")
+		})
 	}
 }
 
