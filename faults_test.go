@@ -79,7 +79,7 @@ type server struct {
 // startServer starts a redis-server, with "nopass" or ">password" for its
 // default user and further lines of configuration.
 func startServer(t testing.TB, credential string, conf ...string) *server {
-	s := &server{t: t, port: freePort(t)}
+	s := &server{t: t, port: freePort()}
 	s.conf = fmt.Sprintf(`bind 127.0.0.1
 port %s
 dir %s
@@ -147,16 +147,23 @@ func (s *server) until(command, says string) {
 	}
 }
 
-// freePort returns a port that is free, with room for the port of Redis
-// Cluster's bus 10,000 above it.
-func freePort(t testing.TB) string {
+// freePort returns a port that is free. It and the port of Redis Cluster's
+// bus, 10,000 above it, are below those that the kernel gives to clients.
+func freePort() string {
 	for {
-		port := strconv.Itoa(20_000 + rand.IntN(10_000))
-		if l, err := net.Listen("tcp", "127.0.0.1:"+port); err == nil {
-			l.Close()
-			return port
+		port := 12_000 + rand.IntN(10_000)
+		if isFree(port) && isFree(port+10_000) {
+			return strconv.Itoa(port)
 		}
 	}
+}
+
+func isFree(port int) bool {
+	l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
+	if err == nil {
+		l.Close()
+	}
+	return err == nil
 }
 
 // A fleet is three instances that share a Redis, and the clients that load them.
@@ -174,7 +181,7 @@ type fleet struct {
 
 // start starts instance i, where it has run before with the same host name and port.
 func (f *fleet) start(i int) {
-	addr := "127.0.0.1:" + freePort(f.t)
+	addr := "127.0.0.1:" + freePort()
 	if p := f.instances[i]; p != nil {
 		addr = strings.TrimPrefix(p.url, "http://")
 	}
@@ -279,7 +286,7 @@ func TestRealServers(t *testing.T) {
 		}),
 		redisCluster(),
 		{name: "TLS and a password, all connections cut ten times", timeout: "5s", prepare: func(f *fleet) {
-			port, files := freePort(f.t), certificate(f.t)
+			port, files := freePort(), certificate(f.t)
 			f.redis = startServer(f.t, ">right", "tls-port "+port, "tls-cert-file "+files, "tls-key-file "+files, "tls-auth-clients no")
 			f.url, f.env = "rediss://:right@127.0.0.1:"+port, []string{"SSL_CERT_FILE=" + files}
 		}, fault: func(f *fleet) {
@@ -455,7 +462,7 @@ func certificate(t *testing.T) string {
 // password, answers 503, and counts.
 func TestRefusedByRedis(t *testing.T) {
 	needServers(t)
-	port, file := freePort(t), certificate(t)
+	port, file := freePort(), certificate(t)
 	redis := startServer(t, ">right", "tls-port "+port, "tls-cert-file "+file, "tls-key-file "+file, "tls-auth-clients no")
 	for _, tt := range []struct{ name, url, certificates, says string }{
 		{"wrong password", "redis://:secret@" + redis.addr(), "", "WRONGPASS"},
