@@ -291,7 +291,7 @@ func TestRedisLostLater(t *testing.T) {
 	t.Parallel()
 	url := startRedis(t)
 	p := newProxy(t, url)
-	r := mustParse(t, url, 20*time.Millisecond)
+	r := mustParse(t, url, time.Second)
 	r.addr = p.Addr().String()
 	s, h := newServer(t, "host:1", newKey(t, url), r)
 	want := func(status int, metrics ...string) {
@@ -509,7 +509,7 @@ func TestLog(t *testing.T) {
 	}
 	at.Host = proxy.Addr().String()
 	proxy.set(refuse)
-	p := startProcess(t, "REDIS_URL="+at.String(), "REDIS_KEY="+newKey(t, url), "REDIS_TIMEOUT=50ms")
+	p := startProcess(t, "REDIS_URL="+at.String(), "REDIS_KEY="+newKey(t, url), "REDIS_TIMEOUT=500ms")
 	if resp, _ := get(t, "GET", p.url); resp.StatusCode != 503 {
 		t.Errorf("without Redis: %s", resp.Status)
 	}

@@ -314,8 +314,10 @@ func TestFaults(t *testing.T) {
 			close(stop)
 			wg.Wait()
 
-			faulty.heartbeat()
-			steady.heartbeat()
+			for _, c := range []*counter{faulty, steady} {
+				for c.heartbeat(); !c.stats().up; c.heartbeat() {
+				}
+			}
 			f, s := tallies[0], tallies[1]
 			if got, want := total(t, url, key), int64(len(f.instance)+len(s.instance)); got != want {
 				t.Errorf("total %d after %d requests", got, want)
