@@ -30,8 +30,8 @@ import (
 // of it under load, and break them: `make faults`.
 
 // acl is what the service needs of a Redis user on its two keys, with +select
-// for a database other than 0, and PING for health checks. Compose and the
-// chart give the same.
+// for a database other than 0, and PING for health checks and GET for people.
+// Compose and the chart give the same.
 const acl = "-@all +ping +auth +script|load +evalsha +get +incrby +hget +hset +hdel"
 
 func TestACLIsTheSameEverywhere(t *testing.T) {

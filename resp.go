@@ -30,28 +30,27 @@ const (
 
 // script raises an instance's entry in the ledger to the count given and the
 // total by the difference. It answers the total that the entry was raised to,
-// so that the same command, sent again, gets the same answer; or, when a fifth
-// argument says that nobody waits for a number, the total of this moment.
+// so that the same command, sent again, gets the same answer.
 //
 // The sender says which entry it expects, and the difference to that: to
-// compare is cheaper than to parse, and it is off only after a failure.
+// compare is cheaper than to parse, and it is off only after a failure. Where
+// nothing is new, as in a heartbeat, the expected entry gets the total of the
+// moment.
 //
-// Numbers are written with %.0f because Redis writes some Lua numbers in a
-// form that INCRBY refuses (1e+08, https://github.com/redis/redis/pull/13115).
-const script = `local entry, added, total = redis.call('HGET', KEYS[2], ARGV[1]), ARGV[3], nil
+// Numbers are written with %d, which is exact here to 2^53, because Redis
+// writes some Lua numbers in a form that INCRBY refuses (1e+08,
+// https://github.com/redis/redis/pull/13115).
+const script = `local entry, added = redis.call('HGET', KEYS[2], ARGV[1]), ARGV[3]
 if entry ~= ARGV[4] then
-	local count
-	count, total = string.match(entry or '0 0', '(%d+) (%d+)')
-	added = string.format('%.0f', ARGV[2] - count)
+	local count, total = string.match(entry or '0 0', '(%d+) (%d+)')
+	if entry and tonumber(count) >= tonumber(ARGV[2]) then
+		return tonumber(total)
+	end
+	added = string.format('%d', ARGV[2] - count)
 end
-if tonumber(added) > 0 then
-	total = redis.call('INCRBY', KEYS[1], added)
-	redis.call('HSET', KEYS[2], ARGV[1], string.format('%s %.0f', ARGV[2], total))
-end
-if ARGV[5] then
-	total = redis.call('GET', KEYS[1]) or 0
-end
-return tonumber(total)`
+local total = redis.call('INCRBY', KEYS[1], added)
+redis.call('HSET', KEYS[2], ARGV[1], string.format('%s %d', ARGV[2], total))
+return total`
 
 // scriptSHA names the script to EVALSHA, https://redis.io/docs/latest/commands/evalsha/.
 var scriptSHA = func() string {
@@ -71,7 +70,7 @@ type counter struct {
 	// one only: two flights at once could land in the wrong order, and the
 	// earlier one's numbers would then be unknown.
 	pool chan *conn
-	last *flight // the last one with requests that Redis answered; for who holds the connection
+	last *flight // the last one that Redis answered; for who holds the connection
 
 	mu        sync.Mutex
 	n         int64   // requests handled: those of every flight cut so far
@@ -171,12 +170,8 @@ func (c *counter) fly(conn *conn, f *flight) {
 	down := c.down != nil
 	c.mu.Unlock()
 
-	cmd := []string{"EVALSHA", scriptSHA, "2", c.key, c.ledger, c.id,
-		strconv.FormatInt(f.n, 10), strconv.FormatInt(f.n-c.last.n, 10), c.last.entry(), "now"}
-	if f.size > 0 {
-		cmd = cmd[:len(cmd)-1]
-	}
-	total, err := conn.ask(down, cmd...)
+	total, err := conn.ask(down, "EVALSHA", scriptSHA, "2", c.key, c.ledger, c.id,
+		strconv.FormatInt(f.n, 10), strconv.FormatInt(f.n-c.last.n, 10), c.last.entry())
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -189,9 +184,7 @@ func (c *counter) fly(conn *conn, f *flight) {
 	}
 	c.answered, c.down, c.cluster = true, nil, total
 	f.total = total
-	if f.size > 0 {
-		c.last = f
-	}
+	c.last = f
 	close(f.done)
 }
 

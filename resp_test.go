@@ -389,6 +389,49 @@ func TestHeartbeatSeesTheCluster(t *testing.T) {
 	}
 }
 
+// What the script adds and answers, whatever Redis holds and in whatever order
+// commands arrive. Each step goes on from the one before it.
+func TestScript(t *testing.T) {
+	t.Parallel()
+	url := startRedis(t)
+	key := newKey(t, url)
+	ledger := "{" + key + "}:instances"
+	conn := newConn(mustParse(t, url, 5*time.Second))
+	t.Cleanup(conn.drop)
+	flight := func(count, added, expected string) []string {
+		return []string{"EVALSHA", scriptSHA, "2", key, ledger, "host:1/X", count, added, expected}
+	}
+	for _, step := range []struct {
+		what          string
+		cmd           []string
+		answer, total int64
+	}{
+		{"a first heartbeat", flight("0", "0", "0 0"), 0, 0},
+		{"a first flight", flight("5", "5", "0 0"), 5, 5},
+		{"the same again", flight("5", "5", "0 0"), 5, 5},
+		{"the next one", flight("7", "2", "5 5"), 7, 7},
+		{"the first one, late", flight("5", "5", "0 0"), 7, 7},
+		{"others", []string{"INCRBY", key, "10"}, 17, 17},
+		{"the second one again", flight("7", "2", "5 5"), 7, 17},
+		{"a heartbeat", flight("7", "0", "7 7"), 17, 17},
+		{"others", []string{"INCRBY", key, "10"}, 27, 27},
+		{"the heartbeat again", flight("7", "0", "7 7"), 17, 27},
+		{"a flight that takes a failed one along", flight("10", "3", "7 17"), 30, 30},
+		{"a flight that does not know of the last one", flight("11", "4", "7 17"), 31, 31},
+		{"an older entry and total, as after a failover", []string{"HSET", ledger, "host:1/X", "6 26"}, 0, 31},
+		{"a flight then", flight("12", "1", "11 31"), 37, 37},
+		{"Redis forgets", []string{"DEL", key, ledger}, 2, 0},
+		{"a heartbeat then", flight("12", "0", "12 37"), 12, 12},
+		{"the ledger forgets this instance only", []string{"HDEL", ledger, "host:1/X"}, 1, 12},
+		{"a process without requests starts", flight("0", "0", "0 0"), 12, 12},
+	} {
+		answer, err := conn.ask(false, step.cmd...)
+		if total := total(t, url, key); answer != step.answer || total != step.total || err != nil {
+			t.Errorf("%s: answer %d, total %d, %v; want %d and %d", step.what, answer, total, err, step.answer, step.total)
+		}
+	}
+}
+
 // Numbers beyond what Lua would write as 1e+08 or in 14 digits stay exact.
 func TestLargeNumbers(t *testing.T) {
 	t.Parallel()
