@@ -536,6 +536,77 @@ func TestLog(t *testing.T) {
 	}
 }
 
+func TestDeadline(t *testing.T) {
+	t.Parallel()
+	never, now := time.Time{}, time.Unix(1_000_000_000, 0)
+	for _, test := range []struct {
+		what      string
+		set, want time.Time
+		due       bool
+	}{
+		{"none, none in force", never, never, false},
+		{"the first", never, now, true},
+		{"the same", now, now, false},
+		{"a little later", now, now.Add(time.Second - 1), false},
+		{"a second later", now, now.Add(time.Second), true},
+		{"earlier", now, now.Add(-1), true},
+		{"none, one in force", now, never, true},
+	} {
+		d := deadline{want: test.want, set: test.set}
+		if due := d.due(); due != test.due {
+			t.Errorf("%s: due %t", test.what, due)
+		}
+		if early := d.want.Sub(d.set); early < 0 || early >= time.Second {
+			t.Errorf("%s: %v in force for %v", test.what, d.set, d.want)
+		}
+	}
+}
+
+// A client keeps its deadlines, and gives no byte to who only looks out for one.
+func TestClient(t *testing.T) {
+	t.Parallel()
+	listener, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	peer, err := net.Dial("tcp", listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	conn, err := clients{listener}.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(peer, "ab"); err != nil {
+		t.Fatal(err)
+	}
+
+	over, ahead := time.Unix(1, 0), time.Now().Add(time.Minute)
+	for _, test := range []struct {
+		what     string
+		deadline time.Time
+		bytes    int
+		err      error
+	}{
+		{"late", over, 2, os.ErrDeadlineExceeded},
+		{"a look-out", ahead, 1, os.ErrDeadlineExceeded},
+		{"in time", ahead, 2, nil},
+		{"late again", over, 2, os.ErrDeadlineExceeded},
+	} {
+		conn.SetReadDeadline(test.deadline)
+		if _, err := io.ReadFull(conn, make([]byte, test.bytes)); !errors.Is(err, test.err) {
+			t.Errorf("%s: reading gives %v, want %v", test.what, err, test.err)
+		}
+		conn.SetWriteDeadline(test.deadline)
+		if _, err := conn.Write(make([]byte, 2)); (err != nil) != (test.deadline == over) {
+			t.Errorf("%s: writing gives %v", test.what, err)
+		}
+	}
+}
+
 // Slow and malformed clients get what HTTP says and hold nobody up.
 func TestBadClients(t *testing.T) {
 	t.Parallel()
