@@ -262,6 +262,7 @@ func (c *client) Read(b []byte) (int, error) {
 	if c.reading.due() {
 		c.TCPConn.SetReadDeadline(c.reading.set)
 	}
+	runtime.Gosched() // meanwhile the next request may come: to be read at once is cheaper than to be waited for
 	return c.TCPConn.Read(b)
 }
 
