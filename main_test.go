@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,6 +27,9 @@ import (
 
 // realRedis is the server at REDIS_URL, if the tests are to use one.
 var realRedis = os.Getenv("REDIS_URL")
+
+// processors is how many Go uses by itself here.
+var processors = runtime.GOMAXPROCS(0)
 
 // program is the built binary, if the processes that the tests start are to be of it.
 var program = os.Getenv("PROGRAM")
@@ -532,6 +536,24 @@ func TestLog(t *testing.T) {
 	for _, part := range []string{"redis=" + proxy.Addr().String(), "go=go1.", "version=", "cause="} {
 		if !strings.Contains(log, part) {
 			t.Errorf("no %q in the log:\n%s", part, log)
+		}
+	}
+}
+
+// A server takes half of the processors, or as many as it is told to.
+func TestProcessors(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		env  string
+		want int
+	}{
+		{"GOMAXPROCS=", (processors + 1) / 2},
+		{"GOMAXPROCS=3", 3},
+	} {
+		p := startProcess(t, tt.env)
+		p.Process.Signal(syscall.SIGTERM)
+		if _, log := p.wait(); !strings.Contains(log, fmt.Sprintf("gomaxprocs=%d\n", tt.want)) {
+			t.Errorf("%s: want %d\n%s", tt.env, tt.want, log)
 		}
 	}
 }

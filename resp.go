@@ -378,7 +378,6 @@ func (c *conn) try(limit time.Time, cmd []string) (int64, error) {
 	if _, err := c.net.Write(c.buf); err != nil {
 		return 0, err
 	}
-	runtime.Gosched() // handlers that are ready to run have a use for the time that Redis takes
 	return readInt(c.r)
 }
 
