@@ -56,11 +56,6 @@ var version string
 
 func main() {
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
-	if os.Getenv("GOGC") == "" {
-		// Hardly anything stays on the heap, so Go would collect garbage many
-		// times a second under load: this gave 10 % more requests for 12 MB.
-		debug.SetGCPercent(400)
-	}
 	if os.Getenv("GOMAXPROCS") == "" {
 		// Redis and the clients often share the machine, and requests on fewer
 		// processors gather in larger flights: of two cores, using one gave 10 %
