@@ -144,8 +144,8 @@ func parseRedisURL(rawURL string, timeout time.Duration) (*redisServer, error) {
 		return nil, errors.New("invalid port: want 1 to 65535")
 	}
 	s.addr = net.JoinHostPort(u.Hostname(), port)
-	user := u.User.Username()
-	switch password, ok := u.User.Password(); {
+	password, ok := u.User.Password()
+	switch user := u.User.Username(); {
 	case user != "" && !ok:
 		return nil, errors.New("user without a password: want user:password@, or :password@ for a password alone")
 	case user != "":
@@ -163,12 +163,7 @@ func parseRedisURL(rawURL string, timeout time.Duration) (*redisServer, error) {
 }
 
 // String returns the address, for the log.
-func (s *redisServer) String() string {
-	if s == nil {
-		return "none: a cluster of one"
-	}
-	return s.addr
-}
+func (s *redisServer) String() string { return s.addr }
 
 // script raises a connection's entry in the ledger to count, and the total by
 // the difference. It returns the total that this reached and keeps it in the
@@ -337,11 +332,10 @@ func (c *conn) shareEnded(known map[string]string) error {
 		known[fields[i]] = fields[i+1]
 	}
 	for id, count := range known {
-		if there[id] {
-			continue
-		}
-		if err := c.end(id, count); err != nil {
-			return err
+		if !there[id] {
+			if err := c.end(id, count); err != nil {
+				return err
+			}
 		}
 	}
 	c.shared = true
@@ -379,13 +373,15 @@ func exchange[T any](c *conn, read func(*bufio.Reader) (T, error), args ...strin
 // tried. The next attempt goes where MOVED points, or back to the server's address.
 func (c *conn) fail(err error) error {
 	next := c.server.addr
-	switch silent := errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || isTimeout(err); {
-	case isCode(err, "MOVED"):
+	if isCode(err, "MOVED") {
 		next = movedAddr(err.Error(), c.addr)
-	case silent && c.nc != nil && !c.answered && c.server.tls == nil:
-		err = fmt.Errorf("%w before any reply: the port may want TLS, rediss://", err)
-	case silent && c.nc != nil && !c.answered:
-		err = fmt.Errorf("%w before any reply: the port may not have TLS, redis://", err)
+	}
+	if c.nc != nil && !c.answered && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || isTimeout(err)) {
+		hint := "the port may want TLS, rediss://"
+		if c.server.tls != nil {
+			hint = "the port may not have TLS, redis://"
+		}
+		err = fmt.Errorf("%w before any reply: %s", err, hint)
 	}
 	err = fmt.Errorf("%s: %w", c.addr, err)
 	c.close()
@@ -435,8 +431,7 @@ func (c *conn) dial(deadline time.Time) error {
 	for _, args := range c.server.hello {
 		if _, err := exchange(c, readReply, args...); err != nil {
 			// Redis quotes the arguments of a command that it does not know.
-			said, _, quoted := strings.Cut(err.Error(), ", with args")
-			if quoted {
+			if said, _, quoted := strings.Cut(err.Error(), ", with args"); quoted {
 				err = redisError(said)
 			}
 			return fmt.Errorf("%s: %w", args[0], err)
