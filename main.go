@@ -6,7 +6,9 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +18,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,45 +34,50 @@ Settings, by environment variable; empty means unset:
   ADDR            :8083         listen address
   REDIS_URL                     redis://[[user]:password@]host[:port][/db], rediss:// for TLS;
                                 none: a cluster of one
-  REDIS_KEY       requestcount  key of the total; that of the ledger is {key}:instances
-  REDIS_TIMEOUT   1s            how long a request may wait for Redis; above zero
+  REDIS_KEY       requestcount  key of the total; {key}:instances and {key}:ended go with it
+  REDIS_TIMEOUT   1s            how long a request may wait for Redis; at least 1ms
   SHUTDOWN_DELAY  0s            how long to go on serving, not ready, after SIGTERM
 `
 
-// The limits on a client, so that a slow or a large one holds nobody up.
+// The two answers to a counted request: with the cluster's number, and without
+// it while Redis is down.
 const (
-	headerTimeout  = 5 * time.Second
-	requestTimeout = 10 * time.Second
-	answerTimeout  = 10 * time.Second
-	idleTimeout    = 2 * time.Minute
-	maxHeader      = 16 << 10 // bytes
-	drainTimeout   = 10 * time.Second
+	countedText   = "You are talking to instance %s.\nThis is request %d to this instance and request %d to the cluster.\n"
+	uncountedText = "You are talking to instance %s.\nThis is request %d to this instance; the cluster count is unavailable.\n"
 )
 
-// checkTimeout bounds each step of a healthcheck, below the 3 s that a probe may take.
-const checkTimeout = time.Second
+const (
+	drainTimeout      = 10 * time.Second       // for the last answers, and for telling Redis of them
+	checkTimeout      = time.Second            // for each step of a healthcheck, below the 3 s of a probe
+	connections       = 8                      // to Redis; more bring nothing, even with a network between
+	heartbeatInterval = time.Second            // while Redis answers; also the longest while it is down
+	downInterval      = 100 * time.Millisecond // the first while Redis is down; doubles from there
+)
 
 // version is stamped by the build, with -ldflags "-X main.version=…".
-var version string
+var version = "dev"
 
 func main() {
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
-	run := serve
+	command := run
 	switch args := strings.Join(os.Args[1:], " "); args {
 	case "":
 	case "healthcheck":
-		run = healthcheck
+		command = healthcheck
 	case "-h", "-help", "--help":
 		fmt.Print(usage)
 		return
 	default:
-		exit(2, fmt.Errorf("unknown arguments %q; see requestcount -h", args))
+		exit(2, fmt.Errorf("unknown arguments %q: see requestcount -h", args))
 	}
-	s, err := readSettings()
+	cfg, err := loadConfig()
 	if err != nil {
 		exit(2, err)
 	}
-	if err := run(s); err != nil {
+	// The first signal cancels ctx; the second ends the process, as is the default.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	if err := command(ctx, cfg); err != nil {
 		exit(1, err)
 	}
 }
@@ -82,91 +88,59 @@ func exit(status int, err error) {
 	os.Exit(status)
 }
 
-// settings are what the environment asks for.
-type settings struct {
-	addr  string
-	key   string
-	redis *redis        // nil for a cluster of one
-	delay time.Duration // between SIGTERM and the end of service
+type config struct {
+	addr          string
+	key           string
+	redis         *redisServer // nil for a cluster of one
+	redisTimeout  time.Duration
+	shutdownDelay time.Duration
 }
 
-// readSettings reads the environment. An error names the setting, its value
-// without any password, and what is accepted.
-func readSettings() (s settings, err error) {
-	s.addr = getenv("ADDR", ":8083")
-	if _, port, err := net.SplitHostPort(s.addr); err != nil || port == "" {
-		return s, fmt.Errorf("ADDR=%q: want host:port or :port, such as :8083", s.addr)
+// loadConfig reads the environment. Its errors name the setting, what is wrong
+// with it and what would be right, and never a part of REDIS_URL that may be secret.
+func loadConfig() (cfg config, err error) {
+	cfg.addr = getenv("ADDR", ":8083")
+	if _, port, err := net.SplitHostPort(cfg.addr); err != nil || port == "" {
+		return cfg, fmt.Errorf("ADDR: no port in %q: want host:port or :port, such as :8083", cfg.addr)
 	} else if _, err := net.LookupPort("tcp", port); err != nil {
-		return s, fmt.Errorf("ADDR=%q: want a port from 0 to 65535", s.addr)
+		return cfg, fmt.Errorf("ADDR: unknown port %q: want 0 to 65535", port)
 	}
-	s.key = getenv("REDIS_KEY", "requestcount")
-	if strings.ContainsAny(s.key, "{}") || strings.TrimSpace(s.key) == "" {
-		return s, fmt.Errorf("REDIS_KEY=%q: want a key that is not blank and has no brace in it", s.key)
+	cfg.key = getenv("REDIS_KEY", "requestcount")
+	if strings.ContainsAny(cfg.key, "{}") {
+		return cfg, fmt.Errorf("REDIS_KEY: brace in %q: want a key without braces", cfg.key)
 	}
-	timeout, err := getenvDuration("REDIS_TIMEOUT", "1s")
-	if err != nil || timeout <= 0 {
-		return s, fmt.Errorf("REDIS_TIMEOUT=%q: want a duration above zero, such as 500ms or 1s", os.Getenv("REDIS_TIMEOUT"))
+	if cfg.redisTimeout, err = getenvDuration("REDIS_TIMEOUT", "1s", time.Millisecond); err != nil {
+		return cfg, err
 	}
-	s.delay, err = getenvDuration("SHUTDOWN_DELAY", "0s")
-	if err != nil || s.delay < 0 {
-		return s, fmt.Errorf("SHUTDOWN_DELAY=%q: want a duration, not negative, such as 0s or 5s", os.Getenv("SHUTDOWN_DELAY"))
+	if cfg.shutdownDelay, err = getenvDuration("SHUTDOWN_DELAY", "0s", 0); err != nil {
+		return cfg, err
 	}
-	if raw := os.Getenv("REDIS_URL"); raw != "" {
-		s.redis, err = parseRedisURL(raw)
-		if err != nil {
-			return s, fmt.Errorf("REDIS_URL=%q: want redis:// or rediss://[[user]:password@]host[:port][/db]: %w", redact(raw), err)
-		}
-		s.redis.timeout = timeout
-	}
-	return s, nil
-}
-
-func getenv(name, otherwise string) string {
-	if v := os.Getenv(name); v != "" {
-		return v
-	}
-	return otherwise
-}
-
-func getenvDuration(name, otherwise string) (time.Duration, error) {
-	return time.ParseDuration(getenv(name, otherwise))
-}
-
-// redact returns a URL, however malformed, without what may be a password:
-// all between the scheme and the last '@' or, where the '@' was forgotten,
-// all behind the host's first colon that is not a port; and any query.
-func redact(raw string) string {
-	scheme, rest, ok := strings.Cut(raw, "://")
-	if !ok {
-		scheme, rest = "", raw
-	} else {
-		scheme += "://"
-	}
-	if at := strings.LastIndex(rest, "@"); at >= 0 {
-		return scheme + "xxxxx" + rest[at:]
-	}
-	if host, port, ok := strings.Cut(rest, ":"); ok && !strings.HasPrefix(rest, "[") {
-		if _, err := strconv.ParseUint(port, 10, 16); err != nil || host == "" {
-			return scheme + host + ":xxxxx"
+	if rawURL := getenv("REDIS_URL", ""); rawURL != "" {
+		if cfg.redis, err = parseRedisURL(rawURL, cfg.redisTimeout); err != nil {
+			return cfg, fmt.Errorf("REDIS_URL: %w", err)
 		}
 	}
-	if i := strings.IndexAny(rest, "?#"); i >= 0 {
-		return scheme + rest[:i+1] + "xxxxx"
-	}
-	return scheme + rest
+	return cfg, nil
 }
 
-// serve runs the server until SIGTERM or SIGINT; a second signal ends it at once.
-func serve(s settings) error {
-	if os.Getenv("GOMAXPROCS") == "" {
-		// Redis and the clients often share the machine, and requests on fewer
-		// processors gather in larger flights: of two cores, using one gave 10 %
-		// more requests for 20 % less CPU each.
-		runtime.GOMAXPROCS((runtime.GOMAXPROCS(0) + 1) / 2)
+// getenv returns a setting without white space around it: a Secret made by echo
+// ends in a newline.
+func getenv(name, fallback string) string {
+	return cmp.Or(strings.TrimSpace(os.Getenv(name)), fallback)
+}
+
+func getenvDuration(name, fallback string, least time.Duration) (time.Duration, error) {
+	value := getenv(name, fallback)
+	d, err := time.ParseDuration(value)
+	if err != nil || d < least {
+		return 0, fmt.Errorf("%s: %q: want a number with a unit, such as 500ms or 5s, and at least %v", name, value, least)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	listener, err := net.Listen("tcp", s.addr)
+	return d, nil
+}
+
+// run serves until ctx is done, drains, and notes in Redis that the instance has ended.
+func run(ctx context.Context, cfg config) error {
+	listener, err := net.Listen("tcp", cfg.addr)
 	if err != nil {
 		return err
 	}
@@ -174,157 +148,67 @@ func serve(s settings) error {
 	if err != nil {
 		return err
 	}
-	port := listener.Addr().(*net.TCPAddr).Port
-	instance := host + ":" + strconv.Itoa(port)
-	redisAddr, writeTimeout := "none: a cluster of one", answerTimeout
-	if s.redis != nil {
-		redisAddr = s.redis.addr
-		// A request may wait for the flight before its own and then for its own.
-		writeTimeout = max(writeTimeout, 2*s.redis.timeout+time.Second)
-	}
-	if info, ok := debug.ReadBuildInfo(); ok && version == "" {
-		version = info.Main.Version
-	}
-	slog.Info("start", "addr", listener.Addr(), "instance", instance, "redis", redisAddr,
-		"version", version, "go", runtime.Version(), "gomaxprocs", runtime.GOMAXPROCS(0))
+	instance := host + ":" + strconv.Itoa(listener.Addr().(*net.TCPAddr).Port)
+	slog.Info("start", "addr", listener.Addr(), "instance", instance, "redis", cfg.redis, "version", version, "go", runtime.Version())
 
-	counter := newCounter(instance, s.key, s.redis)
-	running, end := context.WithCancel(context.Background())
-	defer end()
+	counter := newCounter(instance, cfg.key, cfg.redis)
+	counterCtx, stopCounter := context.WithCancel(context.Background())
+	defer stopCounter()
 	var counting sync.WaitGroup
-	counting.Go(func() { counter.run(running) })
+	counting.Go(func() { counter.run(counterCtx) })
 
 	h := newHandler(instance, counter)
-	server := &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: headerTimeout,
-		ReadTimeout:       requestTimeout,
-		WriteTimeout:      writeTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeader,
-	}
+	server := newServer(h, cfg.redisTimeout)
 	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(clients{listener.(*net.TCPListener)}) }()
+	go func() { failed <- server.Serve(listener) }()
 	select {
 	case err := <-failed:
 		return err
 	case <-ctx.Done():
 	}
 
-	stop()
 	h.stopping.Store(true)
-	slog.Info("stopping", "delay", s.delay)
-	time.Sleep(s.delay)
+	slog.Info("stopping", "delay", cfg.shutdownDelay)
+	time.Sleep(cfg.shutdownDelay)
 	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	if err := server.Shutdown(drain); err != nil {
 		slog.Warn("some requests took too long to be answered", "cause", err)
+		server.Close()
 	}
-	end()
+	stopCounter()
 	counting.Wait()
+	counter.end(drain)
 	slog.Info("stop", "handled", counter.stats().instance)
 	return nil
 }
 
-// clients is a listener whose connections spare net/http a tenth of its work.
-type clients struct{ *net.TCPListener }
-
-func (l clients) Accept() (net.Conn, error) {
-	conn, err := l.AcceptTCP()
-	if err != nil {
-		return nil, err
+// newServer returns a server with limits, so that a slow or a large client holds nobody up.
+func newServer(h http.Handler, redisTimeout time.Duration) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		// A request may wait for a connection to Redis, and then for the reply.
+		WriteTimeout: max(10*time.Second, 2*redisTimeout+time.Second),
+		// A load balancer keeps an idle connection for up to 600 s. It must be the one that
+		// closes: a request that crosses the server's close on the way gets a 502,
+		// https://cloud.google.com/load-balancing/docs/https#timeouts_and_retries.
+		IdleTimeout:    620 * time.Second,
+		MaxHeaderBytes: 16 << 10,
 	}
-	return &client{TCPConn: conn}, nil
-}
-
-// A client is a connection to one. Of the deadlines that net/http sets, six for
-// a request, it puts in force only those that the next read or write needs.
-type client struct {
-	*net.TCPConn
-	reading, writing deadline
-}
-
-func (c *client) SetReadDeadline(t time.Time) error {
-	c.reading.want = t
-	return nil
-}
-
-func (c *client) SetWriteDeadline(t time.Time) error {
-	c.writing.want = t
-	return nil
-}
-
-// Read reads what has arrived, but no single byte: that is how net/http looks
-// out for a client that leaves while its handler waits. No handler here asks.
-func (c *client) Read(b []byte) (int, error) {
-	if len(b) == 1 {
-		return 0, os.ErrDeadlineExceeded
-	}
-	if c.reading.due() {
-		c.TCPConn.SetReadDeadline(c.reading.set)
-	}
-	runtime.Gosched() // meanwhile the next request may come: to be read at once is cheaper than to be waited for
-	return c.TCPConn.Read(b)
-}
-
-func (c *client) Write(b []byte) (int, error) {
-	if c.writing.due() {
-		c.TCPConn.SetWriteDeadline(c.writing.set)
-	}
-	return c.TCPConn.Write(b)
-}
-
-// A deadline is one that was asked for and the one that is in force, which may
-// be up to a second earlier.
-type deadline struct{ want, set time.Time }
-
-// due puts d in force, and reports so, unless the one in force will do.
-func (d *deadline) due() bool {
-	if early := d.want.Sub(d.set); 0 <= early && early < time.Second {
-		return false
-	}
-	d.set = d.want
-	return true
-}
-
-// healthcheck asks the server at ADDR, on this machine, whether it is ready.
-// It does without http.Client, which would add half a megabyte to the binary.
-func healthcheck(s settings) error {
-	conn, err := net.DialTimeout("tcp", s.addr, checkTimeout) // no host, or 0.0.0.0, is this machine
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(checkTimeout))
-	if _, err := io.WriteString(conn, "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"); err != nil {
-		return err
-	}
-	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		reason, _ := io.ReadAll(io.LimitReader(resp.Body, maxLine))
-		return errors.New(strings.TrimSpace(string(reason)))
-	}
-	return nil
 }
 
 // A handler answers the requests to one instance.
 type handler struct {
 	mux      *http.ServeMux
 	counter  *counter
-	greeting string
+	instance string
 	stopping atomic.Bool
 }
 
 func newHandler(instance string, c *counter) *handler {
-	h := &handler{
-		mux:      http.NewServeMux(),
-		counter:  c,
-		greeting: "You are talking to instance " + instance + ".\nThis is request ",
-	}
+	h := &handler{mux: http.NewServeMux(), counter: c, instance: instance}
 	h.mux.HandleFunc("GET /{$}", h.count)
 	h.mux.HandleFunc("GET /healthz", h.healthz)
 	h.mux.HandleFunc("GET /readyz", h.readyz)
@@ -332,8 +216,9 @@ func newHandler(instance string, c *counter) *handler {
 	return h
 }
 
-// ServeHTTP has clients let go of their connections while the instance is
-// stopping, so that none sends a request into one that closes.
+// ServeHTTP asks clients to close their connections while the instance is
+// stopping. SetKeepAlivesEnabled(false) would close idle ones at once, and a
+// request that is on its way on one of them would fail.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if h.stopping.Load() {
 		w.Header().Set("Connection", "close")
@@ -341,32 +226,18 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.mux.ServeHTTP(w, r)
 }
 
-// Header values that are set as they are, to spare each answer their allocation.
-var (
-	plainText = []string{"text/plain; charset=utf-8"}
-	noStore   = []string{"no-store"}
-)
-
 // count counts the request and tells its numbers.
 func (h *handler) count(w http.ResponseWriter, r *http.Request) {
 	n, total, err := h.counter.next()
-	b := append(make([]byte, 0, 256), h.greeting...)
-	b = strconv.AppendInt(b, n, 10)
-	if err == nil {
-		b = append(b, " to this instance and request "...)
-		b = strconv.AppendInt(b, total, 10)
-		b = append(b, " to the cluster.\n"...)
-	} else {
-		b = append(b, " to this instance; the cluster count is unavailable.\n"...)
-	}
-	header := w.Header()
-	header["Content-Type"] = plainText
-	header["Cache-Control"] = noStore
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
 	if err != nil {
-		header.Set("Retry-After", "1")
+		w.Header().Set("Retry-After", "1")
 		w.WriteHeader(http.StatusServiceUnavailable)
+		fmt.Fprintf(w, uncountedText, h.instance, n)
+		return
 	}
-	w.Write(b)
+	fmt.Fprintf(w, countedText, h.instance, n, total)
 }
 
 func (h *handler) healthz(w http.ResponseWriter, r *http.Request) {
@@ -397,11 +268,268 @@ func (h *handler) metrics(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, `# HELP requestcount_instance_requests_total Requests handled by this instance.
 # TYPE requestcount_instance_requests_total counter
 requestcount_instance_requests_total %d
-# HELP requestcount_cluster_requests_total Requests handled by all instances, as last seen in Redis.
-# TYPE requestcount_cluster_requests_total counter
-requestcount_cluster_requests_total %d
+# HELP requestcount_cluster_requests Requests handled by all instances, as last seen in Redis; all tell the same number, so take max(), not sum().
+# TYPE requestcount_cluster_requests gauge
+requestcount_cluster_requests %d
 # HELP requestcount_redis_up Whether Redis answered the last time: 1 if so, 0 if not or if none is set.
 # TYPE requestcount_redis_up gauge
 requestcount_redis_up %d
 `, s.instance, s.cluster, up)
+}
+
+// healthcheck asks the server at ADDR, on this machine, whether it is ready.
+// It does without http.Client, which would add half a megabyte to the binary.
+func healthcheck(_ context.Context, cfg config) error {
+	nc, err := net.DialTimeout("tcp", cfg.addr, checkTimeout) // no host, or 0.0.0.0, is this machine
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	nc.SetDeadline(time.Now().Add(checkTimeout))
+	if _, err := io.WriteString(nc, "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"); err != nil {
+		return err
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		reason, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+		return errors.New(strings.TrimSpace(string(reason)))
+	}
+	return nil
+}
+
+// A counter numbers the requests of this instance and, through Redis, those of
+// the cluster: each exactly once.
+type counter struct {
+	id    string            // this process in the ledger: host:port/RANDOM
+	redis *redisServer      // nil for a cluster of one
+	pool  chan *conn        // idle connections; taking one out is the right to send
+	wake  chan struct{}     // ends the heartbeat's pause
+	ended map[string]string // what other instances had counted when they ended; for run and end
+
+	shareErr error // why ended instances are not shared with Redis; for run and end
+
+	mu      sync.Mutex // guards the rest
+	n       int64      // requests counted
+	owed    int64      // those among n that no connection has taken over
+	pending *batch     // takes the requests that arrive now
+	total   int64      // of the cluster, as last seen
+	isReady bool       // Redis has answered once
+	down    error      // why Redis is down; nil while it answers
+}
+
+// A batch is the requests that share one command to Redis.
+type batch struct {
+	size int64 // requests in it; grows until the batch is sealed
+
+	done  chan struct{} // closed once the fields below are set
+	n     int64         // number of its last request in the instance
+	total int64         // number of its last request in the cluster, unless err
+	err   error
+}
+
+func newBatch() *batch { return &batch{done: make(chan struct{})} }
+
+// newCounter returns a counter for the named instance that keeps its total at
+// key in Redis, or counts alone if redis is nil.
+func newCounter(instance, key string, redis *redisServer) *counter {
+	c := &counter{
+		id:      instance + "/" + rand.Text(), // a restarted process is another one
+		redis:   redis,
+		wake:    make(chan struct{}, 1),
+		ended:   map[string]string{},
+		pending: newBatch(),
+	}
+	if redis != nil {
+		c.pool = make(chan *conn, connections)
+		for i := range connections {
+			c.pool <- newConn(redis, key, c.id+"/"+strconv.Itoa(i+1))
+		}
+	}
+	return c
+}
+
+// next counts a request and returns its number in this instance and in the
+// cluster. With an error the cluster's number is unknown; the request is
+// counted all the same, by a later command.
+func (c *counter) next() (instance, cluster int64, err error) {
+	c.mu.Lock()
+	if c.redis == nil || c.down != nil {
+		defer c.mu.Unlock()
+		c.n++
+		c.owed++
+		return c.n, c.n, c.down
+	}
+	b := c.pending
+	b.size++
+	place := b.size
+	c.mu.Unlock()
+
+	if place == 1 {
+		c.send(b)
+	}
+	<-b.done
+	after := b.size - place
+	return b.n - after, b.total - after, b.err
+}
+
+// send waits for a connection, seals b, which is pending, and counts its
+// requests. What is owed goes along: it gets the numbers below those of b.
+func (c *counter) send(b *batch) {
+	conn := <-c.pool
+	runtime.Gosched() // handlers that are ready to run join the batch
+	c.mu.Lock()
+	c.pending = newBatch()
+	c.n += b.size
+	c.owed += b.size
+	b.n, b.err = c.n, c.down
+	var added int64
+	if b.err == nil {
+		added, c.owed = c.owed, 0
+	}
+	c.mu.Unlock()
+
+	if b.err == nil {
+		b.total, b.err = c.see(conn.incrBy(added))
+	}
+	close(b.done)
+	c.pool <- conn
+	if b.err != nil {
+		select {
+		case c.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// see notes and returns what came of asking Redis.
+func (c *counter) see(total int64, err error) (int64, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case err != nil && c.down == nil:
+		slog.Warn("Redis is down", "redis", c.redis.addr, "cause", err)
+	case err == nil && (c.down != nil || !c.isReady):
+		slog.Info("Redis is up", "redis", c.redis.addr)
+	}
+	c.down = err
+	if err == nil {
+		c.isReady, c.total = true, total
+	}
+	return total, err
+}
+
+// run sends a heartbeat each second, and while Redis is down after pauses that
+// double up to a second, until ctx is done.
+func (c *counter) run(ctx context.Context) {
+	if c.redis == nil {
+		return
+	}
+	retry := downInterval
+	for ctx.Err() == nil {
+		pause := heartbeatInterval
+		if c.heartbeat() == nil {
+			retry = downInterval
+		} else {
+			pause, retry = retry, min(2*retry, heartbeatInterval)
+		}
+		select {
+		case <-time.After(pause):
+		case <-c.wake:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// heartbeat sends the count of every idle connection again, which restores
+// what Redis has forgotten. While Redis is down it stops at the first failure.
+func (c *counter) heartbeat() error {
+	for i := range cap(c.pool) {
+		conn := <-c.pool
+		c.mu.Lock()
+		added := c.owed
+		c.owed = 0
+		incrBy := conn.incrBy
+		if c.down != nil {
+			incrBy = conn.incrByOnce
+		}
+		c.mu.Unlock()
+		_, err := c.see(incrBy(added))
+		if err == nil && i == 0 {
+			c.share(conn)
+		}
+		c.pool <- conn
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// share exchanges with Redis which instances have ended, and logs once if it cannot.
+func (c *counter) share(conn *conn) {
+	err := conn.shareEnded(c.ended)
+	if err != nil && c.shareErr == nil {
+		slog.Warn("the counts of ended instances are not shared", "cause", err)
+	}
+	c.shareErr = err
+}
+
+// end notes in Redis all that this instance has counted, for the time after
+// it. While Redis is away it tries until ctx is done. Nothing may be counted any more.
+func (c *counter) end(ctx context.Context) {
+	if c.redis == nil {
+		return
+	}
+	var told int64
+	var conn *conn
+	for range cap(c.pool) {
+		conn = <-c.pool // all of them: none is in use
+		told += conn.noted
+		defer conn.close()
+	}
+	for pause := downInterval; ; pause = min(2*pause, heartbeatInterval) {
+		c.share(conn)
+		err := conn.end(c.id, strconv.FormatInt(c.n, 10))
+		if err == nil {
+			return
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			slog.Warn("Redis was not told that this instance has ended", "requests", c.n-told, "cause", err)
+			return
+		}
+	}
+}
+
+// ready returns nil once Redis has answered, and before that the reason why not.
+func (c *counter) ready() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.redis == nil || c.isReady:
+		return nil
+	case c.down != nil:
+		return c.down
+	}
+	return errors.New("no answer from Redis yet")
+}
+
+// stats are the requests handled here and by all, and whether Redis answered the last time.
+type stats struct {
+	instance, cluster int64
+	up                bool
+}
+
+func (c *counter) stats() stats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.redis == nil {
+		return stats{c.n, c.n, false}
+	}
+	return stats{c.n, c.total, c.isReady && c.down == nil}
 }

@@ -3,480 +3,31 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
-	"crypto/rand"
 	"crypto/sha1"
 	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"log/slog"
+	"io"
 	"net"
+	"net/netip"
 	"net/url"
-	"runtime"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
+	"syscall"
 	"time"
 )
 
+// maxLine is the length of the longest reply line accepted, in bytes; Redis' own stay below 1 KiB.
+const maxLine = 4 << 10
+
+// Pauses between two attempts of a command double from the first to the second.
 const (
-	beat       = time.Second            // between two heartbeats while Redis answers
-	beatDown   = 100 * time.Millisecond // the same, and between two attempts, while Redis is down
-	retryPause = 10 * time.Millisecond  // between two attempts of a flight while Redis is up: a restart takes some 100 ms
-	maxLine    = 4 << 10                // bytes of the longest reply line accepted; Redis' own are below 1 KiB
+	minPause = 10 * time.Millisecond // a restart of Redis takes some 100 ms
+	maxPause = 100 * time.Millisecond
 )
-
-// script raises an instance's entry in the ledger to the count given and the
-// total by the difference. It answers the total that the entry was raised to,
-// so that the same command, sent again, gets the same answer.
-//
-// The sender says which entry it expects, and the difference to that: to
-// compare is cheaper than to parse, and it is off only after a failure. Where
-// nothing is new, as in a heartbeat, the expected entry gets the total of the
-// moment.
-//
-// Numbers are written with %d, which is exact here to 2^53, because Redis
-// writes some Lua numbers in a form that INCRBY refuses (1e+08,
-// https://github.com/redis/redis/pull/13115).
-const script = `local entry, added = redis.call('HGET', KEYS[2], ARGV[1]), ARGV[3]
-if entry ~= ARGV[4] then
-	local count, total = string.match(entry or '0 0', '(%d+) (%d+)')
-	if entry and tonumber(count) >= tonumber(ARGV[2]) then
-		return tonumber(total)
-	end
-	added = string.format('%d', ARGV[2] - count)
-end
-local total = redis.call('INCRBY', KEYS[1], added)
-redis.call('HSET', KEYS[2], ARGV[1], string.format('%s %d', ARGV[2], total))
-return total`
-
-// scriptSHA names the script to EVALSHA, https://redis.io/docs/latest/commands/evalsha/.
-var scriptSHA = func() string {
-	sum := sha1.Sum([]byte(script))
-	return hex.EncodeToString(sum[:])
-}()
-
-// A counter numbers the requests of this instance and, through Redis, those of
-// the cluster: each exactly once, by the script's ledger.
-type counter struct {
-	id     string // this process in the ledger
-	key    string // the total's
-	ledger string // the key of a hash from id to "count total", in the total's cluster slot
-	redis  *redis // nil for a cluster of one
-
-	// pool holds the connection. Taking it out is the right to fly. There is
-	// one only: two flights at once could land in the wrong order, and the
-	// earlier one's numbers would then be unknown.
-	pool chan *conn
-	last *flight // the last one that Redis answered; for who holds the connection
-
-	mu        sync.Mutex
-	n         int64   // requests handled: those of every flight cut so far
-	gathering *flight // takes the requests that arrive now
-	cluster   int64   // the total as last seen
-	answered  bool    // Redis has answered once
-	down      error   // why Redis is down; nil while it answers
-}
-
-// A flight is the requests that share one command to Redis.
-type flight struct {
-	size int64 // requests in it; grows until the flight is cut
-
-	done  chan struct{} // closed once the fields below are set
-	n     int64         // the instance's number of its last request
-	total int64         // the cluster's number of its last request, unless err
-	err   error
-}
-
-func newFlight() *flight { return &flight{done: make(chan struct{})} }
-
-// entry returns what the ledger holds after f: "count total".
-func (f *flight) entry() string {
-	return strconv.FormatInt(f.n, 10) + " " + strconv.FormatInt(f.total, 10)
-}
-
-// newCounter returns a counter for the named instance that keeps its total in
-// r at key, or counts alone if r is nil.
-func newCounter(instance, key string, r *redis) *counter {
-	c := &counter{
-		id:        instance + "/" + rand.Text(), // a restarted process is another one
-		key:       key,
-		ledger:    "{" + key + "}:instances",
-		redis:     r,
-		pool:      make(chan *conn, 1),
-		last:      newFlight(),
-		gathering: newFlight(),
-	}
-	if r != nil {
-		c.pool <- &conn{redis: r, addr: r.addr}
-	}
-	return c
-}
-
-// next counts a request and returns its number in this instance and in the
-// cluster. With an error the cluster's number is unknown; the request is
-// counted all the same, by the next command that Redis answers.
-func (c *counter) next() (instance, cluster int64, err error) {
-	c.mu.Lock()
-	if c.redis == nil || c.down != nil {
-		defer c.mu.Unlock()
-		c.n++
-		return c.n, c.n, c.down
-	}
-	f := c.gathering
-	f.size++
-	place := f.size
-	c.mu.Unlock()
-
-	if place == 1 {
-		c.lead(f)
-	}
-	<-f.done
-	behind := f.size - place
-	return f.n - behind, f.total - behind, f.err
-}
-
-// lead flies f once the connection is free, unless Redis goes down before.
-func (c *counter) lead(f *flight) {
-	select {
-	case conn := <-c.pool:
-		if c.last.size > 1 {
-			runtime.Gosched() // let handlers that are ready to run join the flight
-		}
-		c.fly(conn, f)
-		c.pool <- conn
-	case <-f.done:
-	}
-}
-
-// heartbeat flies an empty flight: it restores what Redis has lost and sees
-// whether Redis answers.
-func (c *counter) heartbeat() {
-	conn := <-c.pool
-	c.fly(conn, newFlight())
-	c.pool <- conn
-}
-
-// fly cuts f, sends the instance's count to Redis and hands out the numbers.
-func (c *counter) fly(conn *conn, f *flight) {
-	c.mu.Lock()
-	if f.err != nil { // failed while its leader waited
-		c.mu.Unlock()
-		return
-	}
-	c.cut(f)
-	down := c.down != nil
-	c.mu.Unlock()
-
-	total, err := conn.ask(down, "EVALSHA", scriptSHA, "2", c.key, c.ledger, c.id,
-		strconv.FormatInt(f.n, 10), strconv.FormatInt(f.n-c.last.n, 10), c.last.entry())
-
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err != nil {
-		c.fail(f, err)
-		return
-	}
-	if c.down != nil || !c.answered {
-		slog.Info("Redis is up", "redis", c.redis.addr)
-	}
-	c.answered, c.down, c.cluster = true, nil, total
-	f.total = total
-	c.last = f
-	close(f.done)
-}
-
-// cut closes f to further requests and counts those in it. The caller holds mu.
-func (c *counter) cut(f *flight) {
-	if f == c.gathering {
-		c.gathering = newFlight()
-	}
-	c.n += f.size
-	f.n = c.n
-}
-
-// fail marks Redis as down and ends f, which has been cut, and whatever has
-// gathered behind it, which would only wait for the next failure. The caller
-// holds mu.
-func (c *counter) fail(f *flight, err error) {
-	if c.down == nil {
-		slog.Warn("Redis is down", "redis", c.redis.addr, "cause", err)
-	}
-	c.down = err
-	waiting := c.gathering
-	c.cut(waiting)
-	for _, f := range []*flight{f, waiting} {
-		f.err = err
-		close(f.done)
-	}
-}
-
-// run keeps in touch with Redis until ctx is done, then counts what is left
-// and strikes this instance from the ledger; its count stays in the total.
-func (c *counter) run(ctx context.Context) {
-	if c.redis == nil {
-		return
-	}
-	for ctx.Err() == nil {
-		c.heartbeat()
-		pause := beat
-		if !c.stats().up {
-			pause = beatDown
-		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-		}
-	}
-	c.heartbeat()
-	if !c.stats().up {
-		slog.Warn("Redis may lack this instance's last requests")
-		return
-	}
-	conn := <-c.pool
-	if _, err := conn.ask(false, "HDEL", c.ledger, c.id); err != nil {
-		slog.Warn("the ledger keeps this instance's entry", "id", c.id, "cause", err)
-	}
-	conn.drop()
-}
-
-// ready returns nil once Redis has answered, and before that the reason why not.
-func (c *counter) ready() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case c.redis == nil || c.answered:
-		return nil
-	case c.down != nil:
-		return c.down
-	}
-	return errors.New("no answer from Redis yet")
-}
-
-type stats struct {
-	instance int64 // requests handled here
-	cluster  int64 // requests handled by all, as last seen
-	up       bool  // Redis answered the last flight
-}
-
-func (c *counter) stats() stats {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.redis == nil {
-		return stats{c.n, c.n, false}
-	}
-	return stats{c.n, c.cluster, c.answered && c.down == nil}
-}
-
-// redis says how to reach a Redis server.
-type redis struct {
-	addr    string        // host:port
-	auth    []string      // AUTH's arguments, secret; nil for none
-	db      int           // for SELECT
-	tls     *tls.Config   // nil for none
-	timeout time.Duration // for a command with all its attempts
-	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
-}
-
-// parseRedisURL reads redis://[[user]:password@]host[:port][/db], or rediss://
-// for TLS. Its errors say what would be right and never quote the URL, which
-// may hold a password.
-func parseRedisURL(raw string) (*redis, error) {
-	u, err := url.Parse(raw)
-	if err != nil {
-		return nil, errors.New("not a URL")
-	}
-	r := &redis{dial: new(net.Dialer).DialContext}
-	switch u.Scheme {
-	case "redis":
-	case "rediss":
-		r.tls = &tls.Config{ServerName: u.Hostname()}
-	default:
-		return nil, errors.New("its scheme is neither redis nor rediss")
-	}
-	if u.RawQuery != "" || u.ForceQuery || strings.Contains(raw, "#") {
-		return nil, errors.New("'?' and '#' have no meaning here; in a password write %3F and %23")
-	}
-	if u.Hostname() == "" {
-		return nil, errors.New("it names no host")
-	}
-	port := u.Port()
-	if port == "" {
-		port = "6379"
-	}
-	if p, err := strconv.ParseUint(port, 10, 16); err != nil || p == 0 || strings.HasSuffix(u.Host, ":") {
-		return nil, errors.New("its port is not a number from 1 to 65535")
-	}
-	r.addr = net.JoinHostPort(u.Hostname(), port)
-	if path := strings.TrimPrefix(u.Path, "/"); path != "" {
-		db, err := strconv.ParseUint(path, 10, 31)
-		if err != nil {
-			return nil, errors.New("its path is not the number of a database")
-		}
-		r.db = int(db)
-	}
-	user := u.User.Username()
-	switch password, set := u.User.Password(); {
-	case user != "" && !set:
-		return nil, errors.New("it has a user without a password; a password alone is written :password@")
-	case user != "":
-		r.auth = []string{user, password}
-	case password != "":
-		r.auth = []string{password}
-	}
-	return r, nil
-}
-
-// A conn is a connection to Redis that is dialed when it is first needed, and
-// anew after each failure.
-type conn struct {
-	redis *redis
-	addr  string   // redis.addr, or where MOVED pointed to
-	net   net.Conn // nil while there is none
-	r     *bufio.Reader
-	buf   []byte
-}
-
-// ask sends a command, which must be idempotent since it may be sent again,
-// and returns the integer that Redis replies. It tries until redis.timeout is
-// over; an error reply that time will not mend ends it at once.
-//
-// While Redis is up, an attempt has half of the time that is left: a
-// connection that has gone dead in silence leaves the other half to a fresh
-// one. While it is down, each attempt is a fresh one and may take its time.
-func (c *conn) ask(down bool, cmd ...string) (int64, error) {
-	deadline := time.Now().Add(c.redis.timeout)
-	for {
-		now := time.Now()
-		limit, pause := now.Add(deadline.Sub(now)/2), retryPause
-		if down {
-			limit, pause = deadline, beatDown
-		}
-		n, err := c.try(limit, cmd)
-		if err == nil {
-			return n, nil
-		}
-		c.drop()
-		if !c.passing(err) || time.Until(deadline) <= pause {
-			return 0, err
-		}
-		time.Sleep(pause)
-	}
-}
-
-// try sends a command once and reads its reply.
-func (c *conn) try(limit time.Time, cmd []string) (int64, error) {
-	if c.net == nil {
-		if err := c.connect(limit); err != nil {
-			return 0, err
-		}
-	}
-	c.net.SetDeadline(limit)
-	c.buf = appendCommand(c.buf[:0], cmd...)
-	if _, err := c.net.Write(c.buf); err != nil {
-		return 0, err
-	}
-	return readInt(c.r)
-}
-
-// connect dials Redis and shakes hands: AUTH, SELECT and SCRIPT LOAD in one write.
-func (c *conn) connect(limit time.Time) error {
-	ctx, cancel := context.WithDeadline(context.Background(), limit)
-	defer cancel()
-	nc, err := c.redis.dial(ctx, "tcp", c.addr)
-	if err != nil {
-		c.addr = c.redis.addr // where MOVED pointed to may be gone
-		return err
-	}
-	c.net = nc
-	c.net.SetDeadline(limit)
-	if c.redis.tls != nil {
-		c.net = tls.Client(nc, c.redis.tls)
-	}
-	c.r = bufio.NewReaderSize(c.net, maxLine)
-
-	var hello []byte
-	if c.redis.auth != nil {
-		hello = appendCommand(hello, append([]string{"AUTH"}, c.redis.auth...)...)
-	}
-	if c.redis.db != 0 { // Redis Cluster knows no SELECT
-		hello = appendCommand(hello, "SELECT", strconv.Itoa(c.redis.db))
-	}
-	hello = appendCommand(hello, "SCRIPT", "LOAD", script)
-	if _, err := c.net.Write(hello); err != nil {
-		return err
-	}
-	if c.redis.auth != nil {
-		if err := expect(c.r, "+OK"); err != nil {
-			// Redis may quote the arguments of a command that it does not know.
-			said, _, _ := strings.Cut(err.Error(), ", with args")
-			return replyError(said)
-		}
-	}
-	if c.redis.db != 0 {
-		if err := expect(c.r, "+OK"); err != nil {
-			return err
-		}
-	}
-	return expect(c.r, "$40", scriptSHA)
-}
-
-// drop closes the connection, if there is one, without leaving a command in
-// the kernel's buffers that could still be delivered.
-func (c *conn) drop() {
-	if c.net == nil {
-		return
-	}
-	raw := c.net
-	if t, ok := raw.(*tls.Conn); ok {
-		raw = t.NetConn()
-	}
-	if t, ok := raw.(*net.TCPConn); ok {
-		t.SetLinger(0)
-	}
-	raw.Close()
-	c.net = nil
-}
-
-// A replyError is an error reply of Redis without its leading '-',
-// https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors.
-type replyError string
-
-func (e replyError) Error() string { return string(e) }
-
-// passingReplies are the first words of the error replies that a fresh
-// connection, or a little time, mends: during a failover, a restart, a move of
-// the slot to another node (https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/),
-// and after SCRIPT FLUSH.
-var passingReplies = []string{"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "READONLY", "LOADING", "NOSCRIPT"}
-
-// passing reports whether err may be gone on another attempt; whatever broke
-// the connection may, but for a certificate that does not fit. After MOVED the
-// next attempt goes where it points.
-func (c *conn) passing(err error) bool {
-	var certificate *tls.CertificateVerificationError
-	var reply replyError
-	if !errors.As(err, &reply) {
-		return !errors.As(err, &certificate)
-	}
-	words := strings.Fields(string(reply))
-	if len(words) == 0 || !slices.Contains(passingReplies, words[0]) {
-		return false
-	}
-	if words[0] == "MOVED" && len(words) == 3 {
-		host, port, err := net.SplitHostPort(words[2])
-		if err != nil {
-			return false
-		}
-		if host == "" { // the node does not know its own name: it is where we asked
-			host, _, _ = net.SplitHostPort(c.addr)
-		}
-		c.addr = net.JoinHostPort(host, port)
-	}
-	return true
-}
 
 // appendCommand appends a command as RESP has it: an array of bulk strings,
 // https://redis.io/docs/latest/develop/reference/protocol-spec/#arrays.
@@ -492,51 +43,432 @@ func appendCommand(b []byte, args ...string) []byte {
 	return append(b, "\r\n"...)
 }
 
-// readLine reads a line of a reply without its end, valid until the next read.
-// An error reply comes back as a replyError. The line is no longer than r's buffer.
-func readLine(r *bufio.Reader) ([]byte, error) {
+// A redisError is an error reply without its leading '-'; its first word is a code,
+// https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors.
+type redisError string
+
+func (e redisError) Error() string { return string(e) }
+
+// readReply reads a line of a reply and returns it without its end, valid until
+// the next read. An error reply comes back as a redisError.
+func readReply(r *bufio.Reader) ([]byte, error) {
 	line, err := r.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) {
-		return nil, fmt.Errorf("reply line of more than %d bytes", r.Size())
+		return nil, fmt.Errorf("reply line longer than %d bytes", r.Size())
 	}
 	if err != nil {
 		return nil, err
 	}
 	line, ok := bytes.CutSuffix(line, []byte("\r\n"))
-	if !ok {
-		return nil, fmt.Errorf("reply line without a carriage return: %.40q", line)
-	}
-	if len(line) > 0 && line[0] == '-' {
-		return nil, replyError(line[1:])
+	switch {
+	case !ok || len(line) == 0:
+		return nil, fmt.Errorf("malformed reply line %.40q", line)
+	case line[0] == '-':
+		return nil, redisError(line[1:])
 	}
 	return line, nil
 }
 
 // readInt reads an integer reply,
 // https://redis.io/docs/latest/develop/reference/protocol-spec/#integers.
-func readInt(r *bufio.Reader) (int64, error) {
-	line, err := readLine(r)
+func readInt(r *bufio.Reader) (int64, error) { return readNumber(r, ':') }
+
+// readNumber reads a line that has a number behind the given first byte.
+func readNumber(r *bufio.Reader, first byte) (int64, error) {
+	line, err := readReply(r)
 	if err != nil {
 		return 0, err
 	}
-	if len(line) > 0 && line[0] == ':' {
-		if n, err := strconv.ParseInt(string(line[1:]), 10, 64); err == nil {
-			return n, nil
-		}
+	n, err := strconv.ParseInt(string(line[1:]), 10, 64)
+	if line[0] != first || err != nil {
+		return 0, fmt.Errorf("unexpected reply %.40q: want %q and a number", line, first)
 	}
-	return 0, fmt.Errorf("reply %.40q in place of an integer", line)
+	return n, nil
 }
 
-// expect reads the lines of a reply that can only be one.
-func expect(r *bufio.Reader, lines ...string) error {
-	for _, want := range lines {
-		line, err := readLine(r)
+// readStrings reads an array of bulk strings, each of one line and not empty,
+// https://redis.io/docs/latest/develop/reference/protocol-spec/#bulk-strings.
+func readStrings(r *bufio.Reader) (all []string, err error) {
+	n, err := readNumber(r, '*')
+	for ; err == nil && n > 0; n-- {
+		size, err := readNumber(r, '$')
 		if err != nil {
+			return nil, err
+		}
+		line, err := readReply(r)
+		if err != nil {
+			return nil, err
+		}
+		if int64(len(line)) != size {
+			return nil, fmt.Errorf("bulk string %.40q has a line break: want %d bytes in one line", line, size)
+		}
+		all = append(all, string(line))
+	}
+	return all, err
+}
+
+// A redisServer says how to reach Redis.
+type redisServer struct {
+	addr    string        // host:port
+	hello   [][]string    // AUTH, secret, and SELECT, which Redis Cluster does not know; where needed
+	tls     *tls.Config   // nil for none
+	timeout time.Duration // for a command with all its attempts
+
+	dial func(ctx context.Context, network, addr string) (net.Conn, error) // net.Dialer's; tests replace it
+}
+
+// parseRedisURL reads redis://[[user]:password@]host[:port][/db]. Its errors
+// quote nothing but the scheme: any other part may hold a password.
+func parseRedisURL(rawURL string, timeout time.Duration) (*redisServer, error) {
+	scheme, _, ok := strings.Cut(rawURL, "://")
+	u, err := url.Parse(rawURL)
+	if !ok || err != nil {
+		return nil, errors.New("malformed URL: want redis://[[user]:password@]host[:port][/db], with %XX for special characters of the password")
+	}
+	s := &redisServer{timeout: timeout, dial: new(net.Dialer).DialContext}
+	switch u.Scheme {
+	case "redis", "valkey":
+	case "rediss", "valkeys":
+		s.tls = &tls.Config{ServerName: u.Hostname()}
+	default:
+		return nil, fmt.Errorf("unknown scheme %q: want redis or rediss", scheme)
+	}
+	if u.RawQuery != "" || u.ForceQuery || strings.Contains(rawURL, "#") {
+		return nil, errors.New("query or fragment: want none; a password has %3F for ? and %23 for #")
+	}
+	if u.Hostname() == "" {
+		return nil, errors.New("missing host: want redis://[[user]:password@]host[:port][/db]")
+	}
+	port := cmp.Or(u.Port(), "6379")
+	if p, err := strconv.ParseUint(port, 10, 16); err != nil || p == 0 || strings.HasSuffix(u.Host, ":") {
+		return nil, errors.New("invalid port: want 1 to 65535")
+	}
+	s.addr = net.JoinHostPort(u.Hostname(), port)
+	user := u.User.Username()
+	switch password, ok := u.User.Password(); {
+	case user != "" && !ok:
+		return nil, errors.New("user without a password: want user:password@, or :password@ for a password alone")
+	case user != "":
+		s.hello = append(s.hello, []string{"AUTH", user, password})
+	case password != "":
+		s.hello = append(s.hello, []string{"AUTH", password})
+	}
+	if db := strings.TrimPrefix(u.Path, "/"); db != "" && db != "0" {
+		if _, err := strconv.ParseUint(db, 10, 31); err != nil {
+			return nil, errors.New("invalid database: want a number, such as /3")
+		}
+		s.hello = append(s.hello, []string{"SELECT", db})
+	}
+	return s, nil
+}
+
+// String returns the address, for the log.
+func (s *redisServer) String() string {
+	if s == nil {
+		return "none: a cluster of one"
+	}
+	return s.addr
+}
+
+// script raises a connection's entry in the ledger to count, and the total by
+// the difference. It returns the total that this reached and keeps it in the
+// entry, so that the same command, sent again, adds nothing and is answered
+// the same. A heartbeat adds nothing and is answered the total of the moment.
+//
+// The sender says which entry it expects: to compare is cheaper than to parse.
+// Numbers are written with %d, exact here to 2^53, because some come out of Lua
+// in a form that INCRBY refuses (1e+08, https://github.com/redis/redis/pull/13115).
+const script = `local total, ledger, ended = KEYS[1], KEYS[2], KEYS[3]
+local id, count, added, expected = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local entry = redis.call('HGET', ledger, id)
+if entry ~= expected then
+	local old, reached = string.match(entry or '0 0', '(%d+) (%d+)')
+	if entry and tonumber(old) >= tonumber(count) then
+		return tonumber(reached)
+	end
+	if not entry and redis.call('HEXISTS', ended, string.match(id, '(.+)/')) == 1 then
+		return redis.error_reply('ENDED this command is late: its instance has ended')
+	end
+	added = string.format('%d', count - old)
+end
+local reached = redis.call('INCRBY', total, added)
+local noted = redis.pcall('HSET', ledger, id, string.format('%s %d', count, reached))
+if type(noted) == 'table' then -- refused: all or nothing
+	redis.call('INCRBY', total, string.format('%d', -added))
+	return noted
+end
+return reached`
+
+// endScript notes all that an instance has counted as the instance ends, adds
+// what its entries in the ledger lack of that, and removes those. A second time
+// it does nothing.
+const endScript = `local total, ledger, ended = KEYS[1], KEYS[2], KEYS[3]
+local id, count, connections = ARGV[1], ARGV[2], ARGV[3]
+local added = 0 + count
+if redis.call('HSETNX', ended, id, count) == 0 then
+	return 0
+end
+for i = 1, connections do
+	local entry = redis.call('HGET', ledger, id .. '/' .. i)
+	if entry then
+		added = added - string.match(entry, '%d+')
+	end
+end
+redis.call('INCRBY', total, string.format('%d', added))
+for i = 1, connections do
+	redis.call('HDEL', ledger, id .. '/' .. i)
+end
+return 1`
+
+// scriptSHA names the script to EVALSHA, https://redis.io/docs/latest/commands/evalsha/.
+var scriptSHA = func() string {
+	sum := sha1.Sum([]byte(script))
+	return hex.EncodeToString(sum[:])
+}()
+
+// A conn is a connection to Redis with an entry of its own in the ledger. It
+// outlives its TCP connections: one is dialed when first needed and again after
+// each failure.
+type conn struct {
+	server               *redisServer
+	total, ledger, ended string // keys
+	entry                string // name of its entry in the ledger
+
+	count          int64 // all that incrBy was asked to add
+	noted, reached int64 // the entry as Redis last answered: a count, and the total that it reached
+
+	addr     string   // server.addr, or where MOVED pointed
+	nc       net.Conn // nil while there is none
+	r        *bufio.Reader
+	buf      []byte
+	answered bool // Redis has answered a command on nc
+	shared   bool // shareEnded has read all since nc was dialed
+}
+
+// newConn returns a connection for an entry in the ledger of key. The braces
+// put the keys into one cluster slot,
+// https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags.
+func newConn(s *redisServer, key, entry string) *conn {
+	return &conn{server: s, addr: s.addr, entry: entry,
+		total: key, ledger: "{" + key + "}:instances", ended: "{" + key + "}:ended"}
+}
+
+// incrBy adds n to the total exactly once and returns the total that this
+// reached. It tries until the server's timeout is over. After an error nobody
+// knows whether Redis has added n; the next call makes sure.
+func (c *conn) incrBy(n int64) (int64, error) {
+	c.count += n
+	deadline := time.Now().Add(c.server.timeout)
+	var cause error
+	for pause := minPause; ; pause = min(2*pause, maxPause) {
+		kept := c.nc != nil
+		limit := deadline
+		if kept { // it may be dead in silence: the other half is for a fresh one
+			limit = limit.Add(-c.server.timeout / 2)
+		}
+		reached, err := c.raise(limit)
+		if err == nil {
+			return reached, nil
+		}
+		if cause == nil || !isTimeout(err) {
+			cause = err // the last attempt may just have lacked time
+		}
+		now := time.Now()
+		if kept || now.Sub(limit) > maxPause { // so late: the process was suspended
+			if half := now.Add(c.server.timeout / 2); half.After(deadline) {
+				deadline = half
+			}
+		}
+		if !kept {
+			if deadline.Sub(now) <= pause {
+				return 0, cause
+			}
+			time.Sleep(pause)
+		}
+	}
+}
+
+// incrByOnce is incrBy with a single attempt.
+func (c *conn) incrByOnce(n int64) (int64, error) {
+	c.count += n
+	return c.raise(time.Now().Add(c.server.timeout))
+}
+
+// raise raises the ledger's entry to count, in one attempt.
+func (c *conn) raise(deadline time.Time) (int64, error) {
+	args := []string{"EVALSHA", scriptSHA, "3", c.total, c.ledger, c.ended, c.entry,
+		strconv.FormatInt(c.count, 10),
+		strconv.FormatInt(c.count-c.noted, 10),
+		strconv.FormatInt(c.noted, 10) + " " + strconv.FormatInt(c.reached, 10)}
+	reached, err := do(c, deadline, readInt, args...)
+	if isCode(err, "NOSCRIPT") {
+		args[0], args[1] = "EVAL", script
+		reached, err = do(c, deadline, readInt, args...)
+	}
+	if err == nil {
+		c.noted, c.reached = c.count, reached
+	}
+	return reached, err
+}
+
+// end notes that an instance has ended after counting so many requests, in one attempt.
+func (c *conn) end(id, count string) error {
+	deadline := time.Now().Add(c.server.timeout)
+	_, err := do(c, deadline, readInt, "EVAL", endScript, "3", c.total, c.ledger, c.ended, id, count, strconv.Itoa(connections))
+	return err
+}
+
+// shareEnded learns from Redis which instances have ended, and tells it of those
+// in known that it has forgotten. It reads all of them only where their number
+// differs, or where Redis may have restarted since the last time.
+func (c *conn) shareEnded(known map[string]string) error {
+	deadline := time.Now().Add(c.server.timeout)
+	n, err := do(c, deadline, readInt, "HLEN", c.ended)
+	if err != nil || c.shared && int(n) == len(known) {
+		return err
+	}
+	fields, err := do(c, deadline, readStrings, "HGETALL", c.ended)
+	if err != nil {
+		return err
+	}
+	there := map[string]bool{}
+	for i := 0; i+1 < len(fields); i += 2 {
+		there[fields[i]] = true
+		known[fields[i]] = fields[i+1]
+	}
+	for id, count := range known {
+		if there[id] {
+			continue
+		}
+		if err := c.end(id, count); err != nil {
 			return err
 		}
-		if string(line) != want {
-			return fmt.Errorf("reply %.40q in place of %q", line, want)
+	}
+	c.shared = true
+	return nil
+}
+
+// do sends a command and reads its reply, in one attempt; it dials where there
+// is no TCP connection. An error names the address that was tried.
+func do[T any](c *conn, deadline time.Time, read func(*bufio.Reader) (T, error), args ...string) (reply T, err error) {
+	if c.nc == nil {
+		err = c.dial(deadline)
+	}
+	if err == nil {
+		c.nc.SetDeadline(deadline)
+		reply, err = exchange(c, read, args...)
+	}
+	if err != nil && !isCode(err, "NOSCRIPT") {
+		err = c.fail(err)
+	}
+	return reply, err
+}
+
+// exchange sends a command over the TCP connection and reads its reply.
+func exchange[T any](c *conn, read func(*bufio.Reader) (T, error), args ...string) (reply T, err error) {
+	c.buf = appendCommand(c.buf[:0], args...)
+	if _, err := c.nc.Write(c.buf); err != nil {
+		return reply, err
+	}
+	reply, err = read(c.r)
+	c.answered = c.answered || err == nil
+	return reply, err
+}
+
+// fail closes the TCP connection and returns err with the address that was
+// tried. The next attempt goes where MOVED points, or back to the server's address.
+func (c *conn) fail(err error) error {
+	next := c.server.addr
+	switch silent := errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || isTimeout(err); {
+	case isCode(err, "MOVED"):
+		next = movedAddr(err.Error(), c.addr)
+	case silent && c.nc != nil && !c.answered && c.server.tls == nil:
+		err = fmt.Errorf("%w before any reply: the port may want TLS, rediss://", err)
+	case silent && c.nc != nil && !c.answered:
+		err = fmt.Errorf("%w before any reply: the port may not have TLS, redis://", err)
+	}
+	err = fmt.Errorf("%s: %w", c.addr, err)
+	c.close()
+	c.addr = next
+	return err
+}
+
+// isTimeout reports whether err is for want of time.
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
+}
+
+// isCode reports whether err is an error reply with that code.
+func isCode(err error, code string) bool {
+	var reply redisError
+	return errors.As(err, &reply) && strings.HasPrefix(string(reply), code+" ")
+}
+
+// movedAddr returns the address in "MOVED slot host:port", where an IPv6 host has
+// no brackets and an empty one means the node that said it,
+// https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#moved-redirection.
+func movedAddr(reply, from string) string {
+	addr := reply[strings.LastIndexByte(reply, ' ')+1:]
+	colon := max(strings.LastIndexByte(addr, ':'), 0)
+	host, port := strings.Trim(addr[:colon], "[]"), strings.TrimPrefix(addr[colon:], ":")
+	if host == "" {
+		host, _, _ = net.SplitHostPort(from)
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// dial connects and shakes hands.
+func (c *conn) dial(deadline time.Time) error {
+	ctx, cancel := context.WithDeadline(context.Background(), deadline)
+	defer cancel()
+	nc, err := c.server.dial(ctx, "tcp", c.addr)
+	if err != nil {
+		return err
+	}
+	nc.SetDeadline(deadline)
+	if c.server.tls != nil {
+		nc = tls.Client(nc, c.server.tlsConfig(c.addr))
+	}
+	c.nc, c.r, c.answered, c.shared = nc, bufio.NewReaderSize(nc, maxLine), false, false
+
+	for _, args := range c.server.hello {
+		if _, err := exchange(c, readReply, args...); err != nil {
+			// Redis quotes the arguments of a command that it does not know.
+			said, _, quoted := strings.Cut(err.Error(), ", with args")
+			if quoted {
+				err = redisError(said)
+			}
+			return fmt.Errorf("%s: %w", args[0], err)
 		}
 	}
 	return nil
+}
+
+// tlsConfig returns the configuration for a dial of addr. The certificate must
+// name addr's host or, where MOVED pointed to a bare IP address, the server's.
+func (s *redisServer) tlsConfig(addr string) *tls.Config {
+	cfg := s.tls.Clone()
+	host, _, _ := net.SplitHostPort(addr)
+	if _, err := netip.ParseAddr(host); err != nil {
+		cfg.ServerName = host
+	}
+	return cfg
+}
+
+// close closes the TCP connection, if there is one, without leaving a command in
+// the kernel's buffers that could still be delivered.
+func (c *conn) close() {
+	if c.nc == nil {
+		return
+	}
+	raw := c.nc
+	if t, ok := raw.(*tls.Conn); ok {
+		raw = t.NetConn()
+	}
+	if t, ok := raw.(*net.TCPConn); ok {
+		t.SetLinger(0)
+	}
+	raw.Close()
+	c.nc = nil
 }
