@@ -12,8 +12,8 @@ build: ## the stripped, static binary
 test: ## needs only Go; with REDIS_URL set, uses that Redis
 	go test ./...
 
-faults: build ## breaks real redis-servers and the built binary under load; needs redis-server and redis-cli
-	PROGRAM=$(CURDIR)/requestcount go test -count=1 -v -run 'TestRealServers|TestRefusedByRedis|TestManyBadClients' .
+faults: ## breaks real redis-servers and the built program under load; needs redis-server, or REDIS_SERVER=path
+	cd .ci/faults && go test -count=1 -parallel 4 -v .
 
 bench: ## the handler and the flight over real sockets; needs redis-server
 	go test -run '^$$' -bench . -benchmem .

@@ -57,11 +57,11 @@ func (f *fleet) start(i int, addr string) {
 // replace starts an instance with a name of its own in place of instance i.
 func (f *fleet) replace(i int) { f.start(i, "127.0.0.1:"+freePort()) }
 
-// stop ends some of the instances at the same time, as a scale-down does.
+// stop ends some of the instances at the same time.
 func (f *fleet) stop(ps ...*process) {
 	f.t.Helper()
 	for _, p := range ps {
-		p.Process.Signal(syscall.SIGTERM)
+		p.terminate()
 	}
 	for _, p := range ps {
 		if status, log := p.stop(); status != 0 {
@@ -279,7 +279,7 @@ var scenarios = []scenario{
 		f.redis.cmd.Process.Signal(syscall.SIGSTOP)
 		time.Sleep(500 * time.Millisecond)
 		for _, p := range f.instances {
-			p.Process.Signal(syscall.SIGTERM)
+			p.terminate()
 		}
 		time.Sleep(2 * time.Second)
 		f.redis.cmd.Process.Signal(syscall.SIGCONT)

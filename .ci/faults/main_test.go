@@ -17,6 +17,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -115,9 +116,10 @@ func listens(addr string) error {
 // A process is a running instance of the program.
 type process struct {
 	*exec.Cmd
-	addr, url string
-	stderr    bytes.Buffer  // complete once it has exited
-	exited    chan struct{} // closed then
+	addr, url  string
+	terminated sync.Once
+	stderr     bytes.Buffer  // complete once it has exited
+	exited     chan struct{} // closed then
 }
 
 // startProcess starts an instance at a free port of loopback, with the
@@ -153,9 +155,14 @@ func (p *process) kill() {
 	<-p.exited
 }
 
-// stop ends the instance by SIGTERM, and returns its exit status and what it logged.
+// terminate asks the instance to stop, once: a second SIGTERM would end it at once.
+func (p *process) terminate() {
+	p.terminated.Do(func() { p.Process.Signal(syscall.SIGTERM) })
+}
+
+// stop ends the instance as a scale-down does, and returns its exit status and what it logged.
 func (p *process) stop() (int, string) {
-	p.Process.Signal(syscall.SIGTERM)
+	p.terminate()
 	<-p.exited
 	return p.ProcessState.ExitCode(), p.stderr.String()
 }
