@@ -476,28 +476,38 @@ func TestRefusedByRedis(t *testing.T) {
 			if status, body := get(t, p.url+"/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(body, tt.says) {
 				t.Errorf("/readyz: got %d %q, want a 503 that says %q", status, body, tt.says)
 			}
-			if status, log := p.stop(); status != 0 || !strings.Contains(log, tt.says) || strings.Contains(log, "secret") {
-				t.Errorf("stopped: got status %d, want 0 and a log that says %q without the password:\n%s", status, tt.says, log)
+			p.kill()
+			if log := p.stderr.String(); !strings.Contains(log, tt.says) || strings.Contains(log, "secret") {
+				t.Errorf("the log: want %q without the password, got:\n%s", tt.says, log)
 			}
 		})
 	}
 }
 
-// An instance with a wrong password knocks once a second at the most, after the first seconds.
-func TestKnocksSeldom(t *testing.T) {
+// An instance that Redis refuses for good tries once a second at the most,
+// after the first seconds. It stops in good time, and says what Redis lacks.
+func TestRefusedForGood(t *testing.T) {
 	needRedis(t)
 	t.Parallel()
 	redis := startServer(t, ">"+password)
-	startProcess(t, "REDIS_URL=redis://:wrong@"+redis.addr())
-	knocks := func() (n int) {
+	p := startProcess(t, "REDIS_URL=redis://:wrong@"+redis.addr())
+	attempts := func() (n int) {
 		_, value, _ := strings.Cut(redis.do("INFO stats"), "total_connections_received:")
 		fmt.Sscan(value, &n)
 		return n
 	}
 	time.Sleep(4 * time.Second)
-	before := knocks()
+	before := attempts()
 	time.Sleep(4 * time.Second)
-	if got := knocks() - before; got < 1 || got > 5 {
+	if got := attempts() - before; got < 1 || got > 5 {
 		t.Errorf("connections in 4 s: got %d, want 1 to 5", got)
+	}
+	for range 3 {
+		get(t, p.url)
+	}
+	began := time.Now()
+	status, log := p.stop()
+	if took := time.Since(began); status != 0 || took > 12*time.Second || !strings.Contains(log, "requests=3 ") {
+		t.Errorf("stopped: got status %d after %v, want 0 after 12 s at the most and requests=3 in the log:\n%s", status, took, log)
 	}
 }
