@@ -124,6 +124,7 @@ func (f *fleet) total(when string, answered, more int) {
 type scenario struct {
 	name    string
 	timeout string         // REDIS_TIMEOUT
+	within  time.Duration  // the longest that an answer may take, where that is less than the timeout
 	nopass  bool           // Redis has no password
 	proxied bool           // a proxy is between
 	prepare func(f *fleet) // before the instances start; nil for one plain Redis
@@ -177,7 +178,7 @@ var scenarios = []scenario{
 		time.Sleep(300 * time.Millisecond)
 		f.proxy.set(none)
 	}},
-	{name: "half of the connections dead in silence", timeout: "2s", proxied: true, fault: func(f *fleet) {
+	{name: "half of the connections dead in silence", timeout: "2s", within: 1600 * time.Millisecond, proxied: true, fault: func(f *fleet) {
 		f.proxy.setSome(12, vanish)
 		time.Sleep(2 * time.Second)
 	}},
@@ -235,8 +236,11 @@ var scenarios = []scenario{
 		f.redis.do("ACL SETUSER default +hset")
 		time.Sleep(time.Second)
 	}},
-	{name: "instance suspended for longer than the timeout", timeout: "1s", fault: func(f *fleet) {
+	{name: "instance suspended for longer than the timeout", timeout: "1s", proxied: true, fault: func(f *fleet) {
+		f.proxy.set(hold)
+		time.Sleep(100 * time.Millisecond) // after which it waits for replies
 		f.instances[0].Process.Signal(syscall.SIGSTOP)
+		f.proxy.set(none)
 		time.Sleep(2 * time.Second)
 		f.instances[0].Process.Signal(syscall.SIGCONT)
 	}},
@@ -344,7 +348,14 @@ func (f *fleet) suffer(fault func(f *fleet)) {
 // after all instances have ended.
 func (f *fleet) check(tt scenario) {
 	total, unavailable := told(f.answers), len(f.answers)-len(told(f.answers))
-	f.t.Logf("%d requests answered, %d of them with 503; %d requests without an answer", len(f.answers), unavailable, f.failed)
+	var slowest time.Duration
+	for _, a := range f.answers {
+		slowest = max(slowest, a.end-a.start)
+	}
+	f.t.Logf("%d requests answered in %v at the most, %d of them with 503; %d requests without an answer", len(f.answers), slowest, unavailable, f.failed)
+	if tt.within > 0 && slowest > tt.within {
+		f.t.Errorf("the slowest answer: got %v, want %v at the most", slowest, tt.within)
+	}
 	if (unavailable > 0) != tt.fails {
 		f.t.Errorf("503s: got %d, want some: %t", unavailable, tt.fails)
 	}
