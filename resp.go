@@ -203,11 +203,11 @@ return reached`
 // what its entries in the ledger lack of that, and removes those. A second time
 // it does nothing.
 const endScript = `local total, ledger, ended = KEYS[1], KEYS[2], KEYS[3]
-local id, count, connections = ARGV[1], ARGV[2], ARGV[3]
-local added = 0 + count
-if redis.call('HSETNX', ended, id, count) == 0 then
+local id, count, connections = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+if redis.call('HSETNX', ended, id, string.format('%d', count)) == 0 then
 	return 0
 end
+local added = count
 for i = 1, connections do
 	local entry = redis.call('HGET', ledger, id .. '/' .. i)
 	if entry then
