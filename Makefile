@@ -22,8 +22,8 @@ check: test ## the part of the gate that needs Go only: form, vet, staticcheck, 
 	go run honnef.co/go/tools/cmd/staticcheck@v0.7.0 ./...
 	go test -race -shuffle=on -count=1 ./...
 
-faults: build ## breaks real redis-servers and the built binary under load; needs redis-server and redis-cli
-	PROGRAM=$(CURDIR)/requestcount go test -count=1 -v -run 'TestRealServers|TestRefusedByRedis|TestManyBadClients' .
+faults: ## breaks real redis-servers and the built program under load; needs redis-server, or REDIS_SERVER=path
+	cd .ci/faults && go test -count=1 -parallel 4 -v .
 
 fuzz: ## a minute of nonsense for the reply reader
 	go test -run '^$$' -fuzz FuzzReadReply -fuzztime 1m .
