@@ -21,6 +21,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -956,10 +957,9 @@ func TestFaults(t *testing.T) {
 // those beyond share the next command.
 func TestBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		commands := 0
+		var commands atomic.Int64
 		f := &fakeRedis{answer: func(cmd []string) string {
-			commands++
-			n := commands
+			n := commands.Add(1)
 			time.Sleep(100 * time.Millisecond)
 			return fmt.Sprintf(":%d\r\n", 10*n)
 		}}

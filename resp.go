@@ -163,7 +163,12 @@ func parseRedisURL(rawURL string, timeout time.Duration) (*redisServer, error) {
 }
 
 // String returns the address, for the log.
-func (s *redisServer) String() string { return s.addr }
+func (s *redisServer) String() string {
+	if s == nil {
+		return "none: a cluster of one"
+	}
+	return s.addr
+}
 
 // script raises a connection's entry in the ledger to count, and the total by
 // the difference. It returns the total that this reached and keeps it in the
@@ -352,7 +357,7 @@ func do[T any](c *conn, deadline time.Time, read func(*bufio.Reader) (T, error),
 		c.nc.SetDeadline(deadline)
 		reply, err = exchange(c, read, args...)
 	}
-	if err != nil && !isCode(err, "NOSCRIPT") {
+	if err != nil && !(args[0] == "EVALSHA" && isCode(err, "NOSCRIPT")) { // raise goes on with EVAL
 		err = c.fail(err)
 	}
 	return reply, err

@@ -339,6 +339,13 @@ func TestNoScript(t *testing.T) {
 			t.Errorf("got %q, want %q", sent, want)
 		}
 	})
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRedis{answer: func([]string) string { return "-NOSCRIPT No matching script.\r\n" }}
+		c := newConn(f.server(t, "redis://fake"), "k", "host:1/X/1")
+		if n, err := c.incrBy(1); !isCode(err, "NOSCRIPT") {
+			t.Errorf("where EVAL is answered so too: got %d, %v; want NOSCRIPT", n, err)
+		}
+	})
 }
 
 // An attempt that fails says which address it tried and what the cause was; a
