@@ -1,7 +1,7 @@
 # The version is the one whose image the chart runs.
 VERSION := $(shell sed -n 's/^appVersion: //p' helm/Chart.yaml)
 
-.PHONY: help run build test check faults fuzz image docker-compose helm
+.PHONY: help run build test check faults compare fuzz image docker-compose helm
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.* ## /\1\t/p' Makefile | expand -t 16
@@ -24,6 +24,9 @@ check: test ## the part of the gate that needs Go only: form, vet, staticcheck, 
 
 faults: ## breaks real redis-servers and the built program under load; needs redis-server, or REDIS_SERVER=path
 	cd .ci/faults && go test -count=1 -parallel 4 -v .
+
+compare: ## the service beside its peers, as tables in Markdown; needs wrk and redis-server
+	cd .ci/bench && go run . $(ARGS)
 
 fuzz: ## a minute of nonsense for the reply reader
 	go test -run '^$$' -fuzz FuzzReadReply -fuzztime 1m .

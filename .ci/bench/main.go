@@ -1,0 +1,311 @@
+// Bench measures the service beside its peers, with Redis on loopback and a
+// network away, and several instances of it before one Redis. It prints tables
+// in Markdown. It needs wrk and redis-server; all traffic stays on loopback.
+//
+//	go run . [-rounds 3] [-seconds 3] [-connections 1,4,16,64,256]
+//	go run . -scale
+package main
+
+import (
+	"cmp"
+	"context"
+	"flag"
+	"fmt"
+	"log"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const networkDelay = 250 * time.Microsecond // each way
+
+func main() {
+	log.SetFlags(0)
+	rounds := flag.Int("rounds", 3, "measurements of each contestant, in turn")
+	seconds := flag.Int("seconds", 3, "length of a measurement")
+	levels := flag.String("connections", "1,4,16,64,256", "numbers of connections")
+	scale := flag.Bool("scale", false, "measure 1, 3, 10 and 30 instances before one Redis")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var err error
+	switch args := flag.Args(); {
+	case len(args) == 4 && args[0] == "peer":
+		err = servePeer(args[1], args[2], args[3])
+	case len(args) == 3 && args[0] == "delay":
+		err = serveDelay(args[1], args[2], networkDelay)
+	case len(args) > 0:
+		err = fmt.Errorf("unknown arguments %q", args)
+	default:
+		err = measure(ctx, *rounds, *seconds, strings.Split(*levels, ","), *scale)
+	}
+	if err != nil {
+		log.Fatal("bench: ", err)
+	}
+}
+
+func measure(ctx context.Context, rounds, seconds int, levels []string, scale bool) error {
+	runtime.LockOSThread() // a child ends with the thread that started it
+	for _, need := range []string{"wrk", "redis-server"} {
+		if _, err := exec.LookPath(need); err != nil {
+			return fmt.Errorf("%w: apt-get install wrk redis-server", err)
+		}
+	}
+	dir, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	b := &bench{ctx: ctx, seconds: seconds, program: filepath.Join(dir, "requestcount")}
+	build := exec.Command("go", "build", "-trimpath", "-o", b.program, ".")
+	build.Dir, build.Stderr = "../..", os.Stderr
+	if err := build.Run(); err != nil {
+		return fmt.Errorf("building the service: %w", err)
+	}
+	redis := freeAddr()
+	_, port, _ := net.SplitHostPort(redis)
+	b.redis, err = b.start(redis, "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", dir)
+	if err != nil {
+		return err
+	}
+	defer end(b.redis)
+	if scale {
+		err = b.scale(redis)
+	} else {
+		err = b.compare(redis, rounds, levels)
+	}
+	fmt.Printf("\nMeasured on %d cores of %s, %s, %s.\n", runtime.NumCPU(), cpuModel(), runtime.Version(), redisVersion())
+	return err
+}
+
+// A bench starts programs and loads them.
+type bench struct {
+	ctx     context.Context
+	seconds int
+	program string
+	redis   *exec.Cmd
+}
+
+// start starts a program and waits until it listens at addr.
+func (b *bench) start(addr, name string, args ...string) (*exec.Cmd, error) {
+	cmd := exec.CommandContext(b.ctx, name, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.Env = append(os.Environ(), "ADDR="+addr)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	for range 200 {
+		if nc, err := net.Dial("tcp", addr); err == nil {
+			nc.Close()
+			return cmd, nil
+		}
+		time.Sleep(25 * time.Millisecond)
+	}
+	end(cmd)
+	return nil, fmt.Errorf("%s does not listen at %s: %s", name, addr, &stderr)
+}
+
+func end(cmd *exec.Cmd) {
+	cmd.Process.Kill()
+	cmd.Wait()
+}
+
+// contestant starts the service or a peer.
+func (b *bench) contestant(name, addr, redis string) (*exec.Cmd, error) {
+	if name == "requestcount" {
+		os.Setenv("REDIS_URL", "redis://"+redis)
+		return b.start(addr, b.program)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	return b.start(addr, self, "peer", name, addr, redis)
+}
+
+// A result is what a load of one contestant gave.
+type result struct {
+	rate  float64 // answers a second
+	p50   float64 // of the time to an answer, in µs
+	redis float64 // Redis' CPU for an answer, in µs
+}
+
+var (
+	wrkRate = regexp.MustCompile(`Requests/sec:\s+([0-9.]+)`)
+	wrkSum  = regexp.MustCompile(`(\d+) requests in`)
+	wrkP50  = regexp.MustCompile(`50%\s+([0-9.]+)(us|ms|s)`)
+	wrkBad  = regexp.MustCompile(`Non-2xx or 3xx responses: \d+|Socket errors: .*`)
+)
+
+// load has wrk send requests to addr over so many connections.
+func (b *bench) load(addr, connections string) (r result, err error) {
+	wrk := func(seconds int) ([]byte, error) {
+		return exec.CommandContext(b.ctx, "wrk", "-t1", "-c"+connections, fmt.Sprintf("-d%ds", seconds), "--latency", "http://"+addr+"/").CombinedOutput()
+	}
+	if out, err := wrk(1); err != nil {
+		return r, fmt.Errorf("wrk: %w: %s", err, out)
+	}
+	before := cpu(b.redis)
+	out, err := wrk(b.seconds)
+	used := cpu(b.redis) - before
+	if bad := wrkBad.Find(out); err != nil || bad != nil {
+		return r, fmt.Errorf("wrk at %s with %s connections: %v %s", addr, connections, err, bad)
+	}
+	rate, sum, p50 := wrkRate.FindSubmatch(out), wrkSum.FindSubmatch(out), wrkP50.FindSubmatch(out)
+	if rate == nil || sum == nil || p50 == nil {
+		return r, fmt.Errorf("wrk says %s", out)
+	}
+	unit := map[string]float64{"us": 1, "ms": 1e3, "s": 1e6}[string(p50[2])]
+	return result{number(rate[1]), number(p50[1]) * unit, float64(used.Microseconds()) / number(sum[1])}, nil
+}
+
+func number(b []byte) float64 {
+	f, _ := strconv.ParseFloat(string(b), 64) // what the pattern has let through
+	return f
+}
+
+// cpu returns what a process has used, from /proc/PID/stat, in ticks of 10 ms.
+func cpu(cmd *exec.Cmd) time.Duration {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", cmd.Process.Pid))
+	f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	user, _ := strconv.Atoi(f[11])
+	system, _ := strconv.Atoi(f[12])
+	return time.Duration(user+system) * 10 * time.Millisecond
+}
+
+// compare measures all contestants in turn, so that a drift of the machine hits
+// all alike, and prints what the service reaches of each peer.
+func (b *bench) compare(redis string, rounds int, levels []string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	away := freeAddr()
+	delay, err := b.start(away, self, "delay", away, redis)
+	if err != nil {
+		return err
+	}
+	defer end(delay)
+	fmt.Println("| Redis | connections | of go-redis | of rueidis | of redigo | of bare net/http | 50th percentile, of go-redis | Redis' CPU per request, of go-redis |")
+	fmt.Println("|---|---|---|---|---|---|---|---|")
+	for _, place := range []struct{ name, addr string }{{"loopback", redis}, {fmt.Sprint("a network of ", networkDelay, " each way away"), away}} {
+		for _, connections := range levels {
+			results := map[string][]result{}
+			for range rounds {
+				for _, name := range append([]string{"requestcount"}, peers...) {
+					r, err := b.once(name, place.addr, connections)
+					if err != nil {
+						return fmt.Errorf("%s: %w", name, err)
+					}
+					results[name] = append(results[name], r)
+				}
+			}
+			ratio := func(peer string, of func(result) float64) string {
+				return ratios(results["requestcount"], results[peer], of)
+			}
+			rate := func(r result) float64 { return r.rate }
+			fmt.Printf("| %s | %s | %s | %s | %s | %s | %s | %s |\n", place.name, connections,
+				ratio("go-redis", rate), ratio("rueidis", rate), ratio("redigo", rate), ratio("bare", rate),
+				ratio("go-redis", func(r result) float64 { return r.p50 }), ratio("go-redis", func(r result) float64 { return r.redis }))
+		}
+	}
+	return nil
+}
+
+// once measures one contestant.
+func (b *bench) once(name, redis, connections string) (result, error) {
+	addr := freeAddr()
+	cmd, err := b.contestant(name, addr, redis)
+	if err != nil {
+		return result{}, err
+	}
+	defer end(cmd)
+	return b.load(addr, connections)
+}
+
+// ratios returns the ratio of the medians and, of the rounds, the lowest and the highest.
+func ratios(ours, theirs []result, of func(result) float64) string {
+	var a, b, each []float64
+	for i := range ours {
+		a, b = append(a, of(ours[i])), append(b, of(theirs[i]))
+		each = append(each, a[i]/b[i])
+	}
+	return fmt.Sprintf("%.2f (%.2f to %.2f)", median(a)/median(b), slices.Min(each), slices.Max(each))
+}
+
+func median(x []float64) float64 {
+	return slices.Sorted(slices.Values(x))[len(x)/2]
+}
+
+// scale measures several instances before one Redis, each asked over 8 connections.
+func (b *bench) scale(redis string) error {
+	fmt.Println("| instances | answers/s | Redis' CPU per answer | of one core |")
+	fmt.Println("|---|---|---|---|")
+	for _, n := range []int{1, 3, 10, 30} {
+		var sum result
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		var failed error
+		addrs := make([]string, n)
+		for i := range addrs {
+			addrs[i] = freeAddr()
+			cmd, err := b.contestant("requestcount", addrs[i], redis)
+			if err != nil {
+				return err
+			}
+			defer end(cmd)
+		}
+		before, began := cpu(b.redis), time.Now()
+		for _, addr := range addrs {
+			wg.Go(func() {
+				r, err := b.load(addr, "8")
+				mu.Lock()
+				defer mu.Unlock()
+				sum.rate += r.rate
+				failed = cmp.Or(failed, err)
+			})
+		}
+		wg.Wait()
+		if failed != nil {
+			return failed
+		}
+		share := (cpu(b.redis) - before).Seconds() / time.Since(began).Seconds()
+		fmt.Printf("| %d | %.0f | %.1f µs | %.0f %% |\n", n, sum.rate, share/sum.rate*1e6, share*100)
+	}
+	return nil
+}
+
+// freeAddr returns an address on loopback that is free, below the ports that
+// the kernel gives to clients.
+func freeAddr() string {
+	for port := 17000 + os.Getpid()%1000; ; port++ {
+		if l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port)); err == nil {
+			l.Close()
+			return l.Addr().String()
+		}
+	}
+}
+
+func cpuModel() string {
+	info, _ := os.ReadFile("/proc/cpuinfo")
+	_, model, _ := strings.Cut(string(info), "model name")
+	model, _, _ = strings.Cut(model, "\n")
+	return cmp.Or(strings.Trim(model, " \t:"), "an unknown processor")
+}
+
+func redisVersion() string {
+	out, _ := exec.Command("redis-server", "--version").Output()
+	return "Redis " + strings.TrimPrefix(strings.Fields(string(out) + " v=unknown")[2], "v=")
+}
