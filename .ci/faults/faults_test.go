@@ -347,7 +347,8 @@ func (f *fleet) suffer(fault func(f *fleet)) {
 // check fails the test unless all answers and the total are right, at once and
 // after all instances have ended.
 func (f *fleet) check(tt scenario) {
-	total, unavailable := told(f.answers), len(f.answers)-len(told(f.answers))
+	total := told(f.answers)
+	unavailable := len(f.answers) - len(total)
 	var slowest time.Duration
 	for _, a := range f.answers {
 		slowest = max(slowest, a.end-a.start)
