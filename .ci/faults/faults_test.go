@@ -29,7 +29,10 @@ type fleet struct {
 	failed    int // requests without an answer
 }
 
-const clientsEach = 4 // of each instance
+const (
+	clientsEach = 4 // of each instance
+	connections = 8 // to Redis, of each instance
+)
 
 // useRedis has the instances use s, with the password unless it has none.
 func (f *fleet) useRedis(s *server, credential string) {
@@ -179,14 +182,14 @@ var scenarios = []scenario{
 		f.proxy.set(none)
 	}},
 	{name: "half of the connections dead in silence", timeout: "2s", within: 1600 * time.Millisecond, proxied: true, fault: func(f *fleet) {
-		f.proxy.setSome(12, vanish)
+		f.proxy.setSome(len(f.instances)*connections/2, vanish)
 		time.Sleep(2 * time.Second)
 	}},
 	{name: "everything dead in silence for more than the timeout", timeout: "300ms", proxied: true, fails: true, fault: func(f *fleet) {
 		f.proxy.set(vanish)
 		time.Sleep(time.Second)
 		f.proxy.set(none)
-		f.proxy.setSome(24, refuse)
+		f.proxy.setSome(all, refuse)
 	}},
 	{name: "commands delivered after they were given up", timeout: "300ms", proxied: true, fails: true, fault: func(f *fleet) {
 		f.proxy.set(hold)
@@ -194,10 +197,10 @@ var scenarios = []scenario{
 		f.proxy.set(none)
 	}},
 	{name: "commands delivered after they were given up and their instances have ended", timeout: "1s", proxied: true, stops: true, fault: func(f *fleet) {
-		f.proxy.setSome(24, hold)
+		f.proxy.setSome(all, hold)
 		time.Sleep(1200 * time.Millisecond) // in which they are sent again, on new connections
 		f.stop(f.instances[0], f.instances[1])
-		f.proxy.setSome(48, none)
+		f.proxy.setSome(all, none)
 	}},
 	{name: "an odd error among good replies, twenty times", timeout: "1s", proxied: true, fault: times(20, func(f *fleet) {
 		f.proxy.setSome(1, odd)
@@ -291,6 +294,8 @@ var scenarios = []scenario{
 	}},
 }
 
+const all = 1 << 10 // connections, and more than there are
+
 // learned is a heartbeat and some more: the time in which the instances that
 // live learn of those that have ended.
 const learned = 1500 * time.Millisecond
@@ -339,6 +344,9 @@ func (f *fleet) suffer(fault func(f *fleet)) {
 	defer loading.Wait()
 	defer cancel()
 	loading.Go(func() { f.load(ctx) })
+	if f.proxy != nil {
+		f.proxy.await(f.t, len(f.instances)*connections)
+	}
 	time.Sleep(300 * time.Millisecond)
 	fault(f)
 	time.Sleep(500 * time.Millisecond)

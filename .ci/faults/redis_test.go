@@ -215,6 +215,18 @@ func newProxy(t testing.TB, target string) *proxy {
 	return p
 }
 
+// await waits until n connections are open.
+func (p *proxy) await(t testing.TB, n int) {
+	eventually(t, func() error {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if got := len(p.links); got < n {
+			return fmt.Errorf("open connections: got %d, want %d", got, n)
+		}
+		return nil
+	})
+}
+
 // set orders a fault for all connections, also those to come.
 func (p *proxy) set(f fault) {
 	p.mu.Lock()
