@@ -21,6 +21,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -362,7 +363,7 @@ func TestPaths(t *testing.T) {
 					t.Errorf("%s: got %q, want %q", name, got, want)
 				}
 			}
-			if n := h.counter.stats().instance; n != tt.counted {
+			if n := h.counter.status().n; n != tt.counted {
 				t.Errorf("%d requests counted, want %d", n, tt.counted)
 			}
 		})
@@ -373,29 +374,22 @@ func TestPaths(t *testing.T) {
 // the metrics.
 func TestRedisLostLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		down := errors.New("connection refused")
 		f := &fakeRedis{answer: func(cmd []string) string {
-			if cmd[0] == "HLEN" {
-				return ":0\r\n"
-			}
-			if cmd[0] == "HGETALL" {
-				return "*0\r\n"
-			}
-			return ":3\r\n"
-		}, refuse: func() error { return down }}
+			return map[string]string{"HLEN": ":0\r\n", "HGETALL": "*0\r\n", "EVALSHA": ":3\r\n"}[cmd[0]]
+		}}
 		h := newHandler("host:1", newCounter("host:1", "k", f.server(t, "redis://fake")))
 		for _, step := range []struct {
 			name    string
-			down    error
+			gone    bool
 			status  int
 			ready   int
 			metrics []string
 		}{
-			{"before Redis", down, 503, 503, []string{"requestcount_instance_requests_total 1", "requestcount_cluster_requests 0", "requestcount_redis_up 0"}},
-			{"Redis", nil, 200, 200, []string{"requestcount_instance_requests_total 2", "requestcount_cluster_requests 3", "requestcount_redis_up 1"}},
-			{"Redis gone", down, 503, 200, []string{"requestcount_instance_requests_total 3", "requestcount_cluster_requests 3", "requestcount_redis_up 0"}},
+			{"before Redis", true, 503, 503, []string{"requestcount_instance_requests_total 1", "requestcount_cluster_requests 0", "requestcount_redis_up 0"}},
+			{"Redis", false, 200, 200, []string{"requestcount_instance_requests_total 2", "requestcount_cluster_requests 3", "requestcount_redis_up 1"}},
+			{"Redis gone", true, 503, 200, []string{"requestcount_instance_requests_total 3", "requestcount_cluster_requests 3", "requestcount_redis_up 0"}},
 		} {
-			down = step.down
+			f.gone.Store(step.gone)
 			for range connections {
 				conn := <-h.counter.pool
 				conn.close()
@@ -963,10 +957,9 @@ func TestFaults(t *testing.T) {
 // those beyond share the next command.
 func TestBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		commands := 0
+		var commands atomic.Int64
 		f := &fakeRedis{answer: func(cmd []string) string {
-			commands++
-			n := commands
+			n := commands.Add(1)
 			time.Sleep(100 * time.Millisecond)
 			return fmt.Sprintf(":%d\r\n", 10*n)
 		}}
@@ -1012,23 +1005,33 @@ func TestBatches(t *testing.T) {
 // most once a second; a batch that fails wakes the heartbeat.
 func TestDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		down := errors.New("refused")
-		var counts []string
-		f := &fakeRedis{refuse: func() error { return down }, answer: func(cmd []string) string {
+		var mu sync.Mutex
+		var counts []int // that were sent since they were last taken
+		take := func() []int {
+			mu.Lock()
+			defer mu.Unlock()
+			defer func() { counts = nil }()
+			return slices.Sorted(slices.Values(counts))
+		}
+		f := &fakeRedis{answer: func(cmd []string) string {
+			mu.Lock()
+			defer mu.Unlock()
 			switch cmd[0] {
 			case "EVALSHA":
-				counts = append(counts, cmd[7])
+				n, _ := strconv.Atoi(cmd[7])
+				counts = append(counts, n)
 			case "HGETALL":
 				return "*0\r\n"
 			}
 			return ":0\r\n"
 		}}
+		f.gone.Store(true)
 		c := newCounter("host:1", "k", f.server(t, "redis://fake"))
 		end := start(t, c)
 		time.Sleep(10 * time.Second)
-		f.dialed = nil
+		before := len(f.dials())
 		time.Sleep(10 * time.Second)
-		if n := len(f.dialed); n < 9 || n > 11 {
+		if n := len(f.dials()) - before; n < 9 || n > 11 {
 			t.Errorf("got %d attempts in 10 s, want about 10", n)
 		}
 		for want := range int64(3) {
@@ -1037,18 +1040,16 @@ func TestDown(t *testing.T) {
 				t.Errorf("got request %d, %v after %v; want %d and an error at once", n, err, time.Since(began), want+1)
 			}
 		}
-		if err := c.ready(); err == nil || err.Error() != "fake:6379: refused" {
-			t.Errorf("ready says %v, want fake:6379: refused", err)
+		if err := c.status().notReady; err == nil || err.Error() != "fake:6379: connection refused" {
+			t.Errorf("ready says %v, want fake:6379: connection refused", err)
 		}
-		down = nil
+		f.gone.Store(false)
 		time.Sleep(time.Second)
-		if slices.Sort(counts); !slices.Equal(counts[len(counts)-1:], []string{"3"}) || !c.stats().up {
-			t.Errorf("got counts %q once Redis was up; want one of 3, which were owed", counts)
+		if sent := take(); len(sent) == 0 || sent[len(sent)-1] != 3 || !c.status().up {
+			t.Errorf("got counts %d once Redis was up; want one of 3, which were owed", sent)
 		}
-
-		counts = nil
 		time.Sleep(10 * time.Second)
-		if n := len(counts); n != 10*connections {
+		if n := len(take()); n != 10*connections {
 			t.Errorf("got %d heartbeats in 10 s, want 10 of each connection", n)
 		}
 		for range connections {
@@ -1056,13 +1057,13 @@ func TestDown(t *testing.T) {
 			conn.close()
 			c.pool <- conn
 		}
-		down = errors.New("refused")
-		time.AfterFunc(1050*time.Millisecond, func() { down = nil })
+		f.gone.Store(true)
+		time.AfterFunc(1050*time.Millisecond, func() { f.gone.Store(false) })
 		if _, _, err := c.next(); err == nil {
 			t.Error("got no error, want one")
 		}
 		time.Sleep(300 * time.Millisecond)
-		if !c.stats().up {
+		if !c.status().up {
 			t.Error("the heartbeat slept on after a batch failed")
 		}
 		end()

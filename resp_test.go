@@ -14,9 +14,11 @@ import (
 	"net/http/httptest"
 	"os"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -150,7 +152,9 @@ func TestScript(t *testing.T) {
 	raise := func(count, added, expected string) []string {
 		return append([]string{"EVAL", script}, append(keys, "host:1/X/1", count, added, expected)...)
 	}
-	end := func(count string) []string { return append([]string{"EVAL", endScript}, append(keys, "host:1/X", count, "8")...) }
+	end := func(count string) []string {
+		return append([]string{"EVAL", endScript}, append(keys, "host:1/X", count, "8")...)
+	}
 	refusing := raise("15", "3", "12 37")
 	refusing[1] = strings.ReplaceAll(script, "'HSET'", "'REFUSED'")
 
@@ -201,26 +205,38 @@ func TestScript(t *testing.T) {
 // A fakeRedis answers commands for a synctest bubble, over net.Pipe.
 type fakeRedis struct {
 	answer func(cmd []string) string // a reply; none for silence
-	dialed []string                  // addresses
 	refuse func() error              // of a dial; nil for none
+	gone   atomic.Bool               // it refuses all
 	deaf   bool                      // it reads and answers nothing
+
+	mu     sync.Mutex
+	dialed []string // addresses
 }
 
 // server returns how to reach it, with the timeout 1 s.
 func (f *fakeRedis) server(t *testing.T, url string) *redisServer {
 	s := mustParse(t, url, time.Second)
 	s.dial = func(ctx context.Context, _, addr string) (net.Conn, error) {
+		f.mu.Lock()
 		f.dialed = append(f.dialed, addr)
+		f.mu.Unlock()
+		if f.gone.Load() {
+			return nil, errors.New("connection refused")
+		}
 		if f.refuse != nil {
-			if err := f.refuse(); err != nil {
-				return nil, err
-			}
+			return nil, f.refuse()
 		}
 		client, server := net.Pipe()
 		go f.serve(server)
 		return client, nil
 	}
 	return s
+}
+
+func (f *fakeRedis) dials() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.dialed)
 }
 
 func (f *fakeRedis) serve(nc net.Conn) {
@@ -293,8 +309,8 @@ func TestEveryErrorIsRetried(t *testing.T) {
 					}
 					c := newConn(f.server(t, url), "k", "host:1/X/1")
 					defer c.close()
-					if n, err := c.incrBy(1); n != 7 || err != nil || len(f.dialed) != 2 {
-						t.Errorf("got %d, %v after %d dials; want 7 after 2", n, err, len(f.dialed))
+					if n, err := c.incrBy(1); n != 7 || err != nil || len(f.dials()) != 2 {
+						t.Errorf("got %d, %v after %d dials; want 7 after 2", n, err, len(f.dials()))
 					}
 				})
 			})
@@ -316,11 +332,18 @@ func TestNoScript(t *testing.T) {
 		c := newConn(f.server(t, "redis://fake"), "k", "host:1/X/1")
 		defer c.close()
 		began := time.Now()
-		if n, err := c.incrBy(1); n != 7 || err != nil || len(f.dialed) != 1 || time.Since(began) != 0 {
-			t.Errorf("got %d, %v after %d dials and %v; want 7 after 1 at once", n, err, len(f.dialed), time.Since(began))
+		if n, err := c.incrBy(1); n != 7 || err != nil || len(f.dials()) != 1 || time.Since(began) != 0 {
+			t.Errorf("got %d, %v after %d dials and %v; want 7 after 1 at once", n, err, len(f.dials()), time.Since(began))
 		}
 		if want := []string{"EVALSHA " + scriptSHA, "EVAL " + script}; !reflect.DeepEqual(sent, want) {
 			t.Errorf("got %q, want %q", sent, want)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRedis{answer: func([]string) string { return "-NOSCRIPT No matching script.\r\n" }}
+		c := newConn(f.server(t, "redis://fake"), "k", "host:1/X/1")
+		if n, err := c.incrBy(1); !isCode(err, "NOSCRIPT") {
+			t.Errorf("where EVAL is answered so too: got %d, %v; want NOSCRIPT", n, err)
 		}
 	})
 }
@@ -406,7 +429,10 @@ type suspendedConn struct {
 }
 
 func (c suspendedConn) SetDeadline(time.Time) error { return nil }
-func (c suspendedConn) Write(b []byte) (int, error) { time.Sleep(c.d); return 0, os.ErrDeadlineExceeded }
+func (c suspendedConn) Write(b []byte) (int, error) {
+	time.Sleep(c.d)
+	return 0, os.ErrDeadlineExceeded
+}
 
 // A process that was suspended for longer than the timeout still gets a fresh attempt.
 func TestSuspended(t *testing.T) {
@@ -417,7 +443,7 @@ func TestSuspended(t *testing.T) {
 			dial := s.dial
 			s.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
 				nc, err := dial(ctx, network, addr)
-				if len(f.dialed) == 1 {
+				if len(f.dials()) == 1 {
 					nc = suspendedConn{nc, 1300 * time.Millisecond}
 				}
 				return nc, err
@@ -461,8 +487,8 @@ func TestMoved(t *testing.T) {
 				t.Errorf("got %d, %v; want %d", n, err, want)
 			}
 		}
-		if want := []string{"fake:6379", "[fd00::2]:6379", "fake:6379", "node:1"}; !reflect.DeepEqual(f.dialed, want) {
-			t.Errorf("dialed %q, want %q", f.dialed, want)
+		if want := []string{"fake:6379", "[fd00::2]:6379", "fake:6379", "node:1"}; !reflect.DeepEqual(f.dials(), want) {
+			t.Errorf("dialed %q, want %q", f.dials(), want)
 		}
 	})
 }
@@ -533,14 +559,14 @@ type schedule struct {
 	key    string
 
 	living []*counter
-	ended  []*counter // cleanly
-	gone   []*counter // crashed, or ended and forgotten by all
-	late   [][]byte   // commands on their way, given up by their senders
+	ended  []*counter         // cleanly
+	gone   []*counter         // crashed, or ended and forgotten by all
+	late   [][]byte           // commands on their way, given up by their senders
 	asked  map[*counter]int64 // requests
 	told   map[int64]bool     // numbers
-	latest int64 // highest number told
-	lost   bool  // Redis has lost its memory: numbers may repeat
-	depth  int   // of requests within requests
+	latest int64              // highest number told
+	lost   bool               // Redis has lost its memory: numbers may repeat
+	depth  int                // of requests within requests
 }
 
 // A wire is a TCP connection over a schedule's network.
