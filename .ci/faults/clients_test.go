@@ -145,7 +145,7 @@ func request(c net.Conn, text string) string {
 func TestManyBadClients(t *testing.T) {
 	needRedis(t)
 	f := &fleet{t: t}
-	f.useRedis(startServer(t, ">"+password), password)
+	f.useRedis(startServer(t))
 	p := startProcess(t, "REDIS_URL="+f.url)
 	answered, more := 0, 0
 	askGood := func(when string) {
