@@ -29,14 +29,14 @@ type fleet struct {
 	failed    int // requests without an answer
 }
 
-const clientsEach = 4 // of each instance
+const (
+	clientsEach = 4 // of each instance
+	connections = 8 // to Redis, of each instance
+)
 
-// useRedis has the instances use s, with the password unless it has none.
-func (f *fleet) useRedis(s *server, credential string) {
+// useRedis has the instances use s.
+func (f *fleet) useRedis(s *server) {
 	f.redis, f.url = s, "redis://:"+password+"@"+s.addr()
-	if credential == "nopass" {
-		f.url = "redis://" + s.addr()
-	}
 }
 
 // useProxy puts a proxy between the instances and Redis.
@@ -125,7 +125,6 @@ type scenario struct {
 	name    string
 	timeout string         // REDIS_TIMEOUT
 	within  time.Duration  // the longest that an answer may take, where that is less than the timeout
-	nopass  bool           // Redis has no password
 	proxied bool           // a proxy is between
 	prepare func(f *fleet) // before the instances start; nil for one plain Redis
 	fault   func(f *fleet) // while they are under load
@@ -148,7 +147,11 @@ var scenarios = []scenario{
 	{name: "Redis stopped for more than the timeout", timeout: "300ms", fails: true, fault: func(f *fleet) {
 		f.redis.suspend(time.Second)
 	}},
-	{name: "FLUSHALL, ten times, without a password", timeout: "5s", nopass: true, loses: true, fault: times(10, func(f *fleet) {
+	{name: "FLUSHALL, ten times, without a password", timeout: "5s", loses: true, prepare: func(f *fleet) {
+		f.useRedis(startServer(f.t))
+		f.redis.do("ACL SETUSER default nopass")
+		f.url = "redis://" + f.redis.addr()
+	}, fault: times(10, func(f *fleet) {
 		f.redis.do("FLUSHALL")
 		time.Sleep(20 * time.Millisecond)
 	})},
@@ -167,7 +170,7 @@ var scenarios = []scenario{
 	redisCluster(),
 	{name: "TLS, all connections cut ten times", timeout: "5s", prepare: func(f *fleet) {
 		port, files := freePort(), certificate(f.t)
-		f.redis = startServer(f.t, ">"+password, "tls-port "+port, "tls-cert-file "+files, "tls-key-file "+files, "tls-auth-clients no")
+		f.redis = startServer(f.t, "tls-port "+port, "tls-cert-file "+files, "tls-key-file "+files, "tls-auth-clients no")
 		f.url, f.env = "rediss://:"+password+"@127.0.0.1:"+port+"\n", []string{"SSL_CERT_FILE=" + files}
 	}, fault: times(10, func(f *fleet) {
 		f.redis.do("CLIENT KILL USER default")
@@ -179,14 +182,14 @@ var scenarios = []scenario{
 		f.proxy.set(none)
 	}},
 	{name: "half of the connections dead in silence", timeout: "2s", within: 1600 * time.Millisecond, proxied: true, fault: func(f *fleet) {
-		f.proxy.setSome(12, vanish)
+		f.proxy.setSome(len(f.instances)*connections/2, vanish)
 		time.Sleep(2 * time.Second)
 	}},
 	{name: "everything dead in silence for more than the timeout", timeout: "300ms", proxied: true, fails: true, fault: func(f *fleet) {
 		f.proxy.set(vanish)
 		time.Sleep(time.Second)
 		f.proxy.set(none)
-		f.proxy.setSome(24, refuse)
+		f.proxy.setSome(all, refuse)
 	}},
 	{name: "commands delivered after they were given up", timeout: "300ms", proxied: true, fails: true, fault: func(f *fleet) {
 		f.proxy.set(hold)
@@ -194,10 +197,10 @@ var scenarios = []scenario{
 		f.proxy.set(none)
 	}},
 	{name: "commands delivered after they were given up and their instances have ended", timeout: "1s", proxied: true, stops: true, fault: func(f *fleet) {
-		f.proxy.setSome(24, hold)
+		f.proxy.setSome(all, hold)
 		time.Sleep(1200 * time.Millisecond) // in which they are sent again, on new connections
 		f.stop(f.instances[0], f.instances[1])
-		f.proxy.setSome(48, none)
+		f.proxy.setSome(all, none)
 	}},
 	{name: "an odd error among good replies, twenty times", timeout: "1s", proxied: true, fault: times(20, func(f *fleet) {
 		f.proxy.setSome(1, odd)
@@ -218,7 +221,7 @@ var scenarios = []scenario{
 		f.redis.do("CONFIG SET min-replicas-to-write 0")
 	}},
 	{name: "an ACL without HSET, then with it", timeout: "300ms", fails: true, prepare: func(f *fleet) {
-		f.useRedis(startServer(f.t, ">"+password), password)
+		f.useRedis(startServer(f.t))
 		f.redis.do("ACL SETUSER default -hset")
 	}, fault: func(f *fleet) {
 		for range 20 {
@@ -291,15 +294,17 @@ var scenarios = []scenario{
 	}},
 }
 
+const all = 1 << 10 // connections, and more than there are
+
 // learned is a heartbeat and some more: the time in which the instances that
 // live learn of those that have ended.
 const learned = 1500 * time.Millisecond
 
 // times returns a fault that happens n times.
-func times(n int, fault func(f *fleet)) func(f *fleet) {
+func times(n int, once func(f *fleet)) func(f *fleet) {
 	return func(f *fleet) {
 		for range n {
-			fault(f)
+			once(f)
 		}
 	}
 }
@@ -314,10 +319,8 @@ func TestRealServers(t *testing.T) {
 			f := &fleet{t: t}
 			if tt.prepare != nil {
 				tt.prepare(f)
-			} else if tt.nopass {
-				f.useRedis(startServer(t, "nopass"), "nopass")
 			} else {
-				f.useRedis(startServer(t, ">"+password), password)
+				f.useRedis(startServer(t))
 			}
 			if tt.proxied {
 				f.useProxy()
@@ -332,22 +335,26 @@ func TestRealServers(t *testing.T) {
 	}
 }
 
-// suffer loads the instances while the fault happens, and a little before and after.
-func (f *fleet) suffer(fault func(f *fleet)) {
+// suffer loads the instances while something happens, and a little before and after.
+func (f *fleet) suffer(happens func(f *fleet)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var loading sync.WaitGroup
 	defer loading.Wait()
 	defer cancel()
 	loading.Go(func() { f.load(ctx) })
+	if f.proxy != nil {
+		f.proxy.await(f.t, len(f.instances)*connections)
+	}
 	time.Sleep(300 * time.Millisecond)
-	fault(f)
+	happens(f)
 	time.Sleep(500 * time.Millisecond)
 }
 
 // check fails the test unless all answers and the total are right, at once and
 // after all instances have ended.
 func (f *fleet) check(tt scenario) {
-	total, unavailable := told(f.answers), len(f.answers)-len(told(f.answers))
+	total := told(f.answers)
+	unavailable := len(f.answers) - len(total)
 	var slowest time.Duration
 	for _, a := range f.answers {
 		slowest = max(slowest, a.end-a.start)
@@ -405,8 +412,8 @@ func failover(s scenario, promote func(from, to *server)) scenario {
 	var heir *server
 	s.proxied = true
 	s.prepare = func(f *fleet) {
-		f.useRedis(startServer(f.t, ">"+password), password)
-		heir = startServer(f.t, ">"+password, "replicaof 127.0.0.1 "+f.redis.port)
+		f.useRedis(startServer(f.t))
+		heir = startServer(f.t, "replicaof 127.0.0.1 "+f.redis.port)
 		heir.until("INFO replication", "master_link_status:up")
 	}
 	s.fault = func(f *fleet) {
@@ -425,7 +432,7 @@ func redisCluster() scenario {
 	var ids [3]string
 	return scenario{name: "Redis Cluster, the slot moved", timeout: "5s", prepare: func(f *fleet) {
 		for i := range servers {
-			servers[i] = startServer(f.t, ">"+password, "cluster-enabled yes", "cluster-node-timeout 5000")
+			servers[i] = startServer(f.t, "cluster-enabled yes", "cluster-node-timeout 5000")
 			ids[i] = servers[i].do("CLUSTER MYID")
 			servers[i].do(fmt.Sprint("CLUSTER SET-CONFIG-EPOCH ", i+1))
 			if i > 0 {
@@ -444,7 +451,7 @@ func redisCluster() scenario {
 			s.until("CLUSTER INFO", "cluster_state:ok")
 			s.until("CLUSTER INFO", "cluster_known_nodes:3")
 		}
-		f.useRedis(servers[2], password)
+		f.useRedis(servers[2])
 		f.redis = servers[0]
 	}, fault: func(f *fleet) {
 		slot := f.redis.do("CLUSTER KEYSLOT requestcount")
@@ -466,11 +473,11 @@ func redisCluster() scenario {
 func TestRefusedByRedis(t *testing.T) {
 	needRedis(t)
 	port, file := freePort(), certificate(t)
-	redis := startServer(t, ">"+password, "tls-port "+port, "tls-cert-file "+file, "tls-key-file "+file, "tls-auth-clients no")
+	s := startServer(t, "tls-port "+port, "tls-cert-file "+file, "tls-key-file "+file, "tls-auth-clients no")
 	for _, tt := range []struct{ name, url, certificates, says string }{
-		{name: "wrong password", url: "redis://:secret@" + redis.addr(), says: "WRONGPASS"},
-		{name: "no password", url: "redis://" + redis.addr(), says: "NOAUTH"},
-		{name: "a command that its ACL refuses", url: "redis://:" + password + "@" + redis.addr() + "/1", says: "NOPERM"},
+		{name: "wrong password", url: "redis://:secret@" + s.addr(), says: "WRONGPASS"},
+		{name: "no password", url: "redis://" + s.addr(), says: "NOAUTH"},
+		{name: "a command that its ACL refuses", url: "redis://:" + password + "@" + s.addr() + "/1", says: "NOPERM"},
 		{name: "nobody listens", url: "redis://:secret@127.0.0.1:" + freePort(), says: "connection refused"},
 		{name: "a certificate of nobody known", url: "rediss://:secret@127.0.0.1:" + port, says: "certificate signed by unknown authority"},
 		{name: "a certificate for another name", url: "rediss://:secret@localhost:" + port, certificates: file,
@@ -500,10 +507,10 @@ func TestRefusedByRedis(t *testing.T) {
 func TestRefusedForGood(t *testing.T) {
 	needRedis(t)
 	t.Parallel()
-	redis := startServer(t, ">"+password)
-	p := startProcess(t, "REDIS_URL=redis://:wrong@"+redis.addr())
+	s := startServer(t)
+	p := startProcess(t, "REDIS_URL=redis://:wrong@"+s.addr())
 	attempts := func() (n int) {
-		_, value, _ := strings.Cut(redis.do("INFO stats"), "total_connections_received:")
+		_, value, _ := strings.Cut(s.do("INFO stats"), "total_connections_received:")
 		fmt.Sscan(value, &n)
 		return n
 	}

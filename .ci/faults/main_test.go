@@ -184,25 +184,25 @@ func get(t testing.TB, url string) (int, string) {
 
 // An answer is what a request to / was told, and when.
 type answer struct {
-	start, end time.Duration // since the tests began
+	start, end time.Duration // since epoch
 	status     int
 	instance   string
 	n          int64 // the instance's number
 	total      int64 // the cluster's; 0 with a 503
 }
 
-var began = time.Now()
+var epoch = time.Now()
 
 // ask sends a request and reads its answer, which must have the promised form.
 func ask(c *http.Client, url string) (a answer, err error) {
-	a.start = time.Since(began)
+	a.start = time.Since(epoch)
 	resp, err := c.Get(url)
 	if err != nil {
 		return a, err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	a.end, a.status = time.Since(began), resp.StatusCode
+	a.end, a.status = time.Since(epoch), resp.StatusCode
 	if err != nil { // not to be taken for a connection that was refused
 		return a, fmt.Errorf("%s: answer cut off: %v", resp.Status, err)
 	}

@@ -52,21 +52,20 @@ type server struct {
 	client *redis.Client // of admin, on one connection
 }
 
-// startServer starts a redis-server, with "nopass" or ">password" for its
-// default user and further lines of configuration.
-func startServer(t testing.TB, credential string, conf ...string) *server {
+// startServer starts a redis-server with further lines of configuration.
+func startServer(t testing.TB, conf ...string) *server {
 	s := &server{t: t, port: freePort()}
 	s.conf = fmt.Sprintf(`bind 127.0.0.1
 port %s
 dir %s
 save ""
 appendonly no
-user default on %s resetkeys ~requestcount ~{requestcount}:instances ~{requestcount}:ended %s
+user default on >%s resetkeys ~requestcount ~{requestcount}:instances ~{requestcount}:ended %s
 user admin on >admin ~* +@all
 masteruser admin
 masterauth admin
 %s
-`, s.port, t.TempDir(), credential, acl, strings.Join(conf, "\n"))
+`, s.port, t.TempDir(), password, acl, strings.Join(conf, "\n"))
 	s.client = s.newClient()
 	t.Cleanup(func() { s.client.Close() })
 	t.Cleanup(s.kill)
@@ -213,6 +212,18 @@ func newProxy(t testing.TB, target string) *proxy {
 	})
 	t.Cleanup(func() { l.Close(); p.set(refuse); wg.Wait() })
 	return p
+}
+
+// await waits until n connections are open.
+func (p *proxy) await(t testing.TB, n int) {
+	eventually(t, func() error {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if got := len(p.links); got < n {
+			return fmt.Errorf("open connections: got %d, want %d", got, n)
+		}
+		return nil
+	})
 }
 
 // set orders a fault for all connections, also those to come.
