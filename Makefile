@@ -1,7 +1,10 @@
 # The version is the one whose image the chart runs.
 VERSION := $(shell sed -n 's/^appVersion: //p' helm/Chart.yaml)
 
-.PHONY: run build test faults bench fuzz image docker-compose helm
+.PHONY: help run build test check faults fuzz image docker-compose helm
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.* ## /\1\t/p' Makefile | expand -t 16
 
 run: ## serve on port 8083
 	go run .
@@ -12,14 +15,18 @@ build: ## the stripped, static binary
 test: ## needs only Go; with REDIS_URL set, uses that Redis
 	go test ./...
 
-faults: build ## breaks real redis-servers and the built binary under load; needs redis-server and redis-cli
-	PROGRAM=$(CURDIR)/requestcount go test -count=1 -v -run 'TestRealServers|TestRefusedByRedis|TestManyBadClients' .
+check: test ## the part of the gate that needs Go only: form, vet, staticcheck, tests, race detector
+	test -z "$$(gofmt -l . | tee /dev/stderr)"
+	go mod tidy -diff
+	go vet ./...
+	go run honnef.co/go/tools/cmd/staticcheck@v0.7.0 ./...
+	go test -race -shuffle=on -count=1 ./...
 
-bench: ## the handler and the flight over real sockets; needs redis-server
-	go test -run '^$$' -bench . -benchmem .
+faults: ## breaks real redis-servers and the built program under load; needs redis-server, or REDIS_SERVER=path
+	cd .ci/faults && go test -count=1 -parallel 4 -v .
 
 fuzz: ## a minute of nonsense for the reply reader
-	go test -run '^$$' -fuzz FuzzReadInt -fuzztime 1m .
+	go test -run '^$$' -fuzz FuzzReadReply -fuzztime 1m .
 
 image: ## requestcount:VERSION and requestcount:latest
 	docker build --network none --build-arg VERSION=$(VERSION) -t requestcount:$(VERSION) -t requestcount:latest .

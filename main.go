@@ -109,10 +109,10 @@ func loadConfig() (cfg config, err error) {
 	if strings.ContainsAny(cfg.key, "{}") {
 		return cfg, fmt.Errorf("REDIS_KEY: brace in %q: want a key without braces", cfg.key)
 	}
-	if cfg.redisTimeout, err = getenvDuration("REDIS_TIMEOUT", "1s", time.Millisecond); err != nil {
-		return cfg, err
+	if cfg.redisTimeout, err = getenvDuration("REDIS_TIMEOUT", "1s", time.Millisecond); err == nil {
+		cfg.shutdownDelay, err = getenvDuration("SHUTDOWN_DELAY", "0s", 0)
 	}
-	if cfg.shutdownDelay, err = getenvDuration("SHUTDOWN_DELAY", "0s", 0); err != nil {
+	if err != nil {
 		return cfg, err
 	}
 	if rawURL := getenv("REDIS_URL", ""); rawURL != "" {
@@ -179,7 +179,7 @@ func run(ctx context.Context, cfg config) error {
 	stopCounter()
 	counting.Wait()
 	counter.end(drain)
-	slog.Info("stop", "handled", counter.stats().instance)
+	slog.Info("stop", "handled", counter.status().n)
 	return nil
 }
 
@@ -210,7 +210,7 @@ type handler struct {
 func newHandler(instance string, c *counter) *handler {
 	h := &handler{mux: http.NewServeMux(), counter: c, instance: instance}
 	h.mux.HandleFunc("GET /{$}", h.count)
-	h.mux.HandleFunc("GET /healthz", h.healthz)
+	h.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })
 	h.mux.HandleFunc("GET /readyz", h.readyz)
 	h.mux.HandleFunc("GET /metrics", h.metrics)
 	return h
@@ -240,16 +240,12 @@ func (h *handler) count(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, countedText, h.instance, n, total)
 }
 
-func (h *handler) healthz(w http.ResponseWriter, r *http.Request) {
-	fmt.Fprintln(w, "ok")
-}
-
 // readyz stays ready while Redis is down: every instance shares that Redis, so
 // no other could take the requests.
 func (h *handler) readyz(w http.ResponseWriter, r *http.Request) {
 	if h.stopping.Load() {
 		http.Error(w, "not ready: stopping", http.StatusServiceUnavailable)
-	} else if err := h.counter.ready(); err != nil {
+	} else if err := h.counter.status().notReady; err != nil {
 		http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
 	} else {
 		fmt.Fprintln(w, "ready")
@@ -259,11 +255,8 @@ func (h *handler) readyz(w http.ResponseWriter, r *http.Request) {
 // metrics answers in the text format of Prometheus,
 // https://prometheus.io/docs/instrumenting/exposition_formats/.
 func (h *handler) metrics(w http.ResponseWriter, r *http.Request) {
-	s := h.counter.stats()
-	up := 0
-	if s.up {
-		up = 1
-	}
+	s := h.counter.status()
+	up := map[bool]int{true: 1}[s.up]
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 	fmt.Fprintf(w, `# HELP requestcount_instance_requests_total Requests handled by this instance.
 # TYPE requestcount_instance_requests_total counter
@@ -274,7 +267,7 @@ requestcount_cluster_requests %d
 # HELP requestcount_redis_up Whether Redis answered the last time: 1 if so, 0 if not or if none is set.
 # TYPE requestcount_redis_up gauge
 requestcount_redis_up %d
-`, s.instance, s.cluster, up)
+`, s.n, s.total, up)
 }
 
 // healthcheck asks the server at ADDR, on this machine, whether it is ready.
@@ -304,13 +297,13 @@ func healthcheck(_ context.Context, cfg config) error {
 // A counter numbers the requests of this instance and, through Redis, those of
 // the cluster: each exactly once.
 type counter struct {
-	id    string            // this process in the ledger: host:port/RANDOM
-	redis *redisServer      // nil for a cluster of one
-	pool  chan *conn        // idle connections; taking one out is the right to send
-	wake  chan struct{}     // ends the heartbeat's pause
-	ended map[string]string // what other instances had counted when they ended; for run and end
+	id    string       // this process in the ledger: host:port/RANDOM
+	redis *redisServer // nil for a cluster of one
+	pool  chan *conn   // idle connections; taking one out is the right to send
+	wake  *time.Timer  // of the next heartbeat
 
-	shareErr error // why ended instances are not shared with Redis; for run and end
+	ended    map[string]string // what other instances had counted when they ended; for run and end
+	shareErr error             // why those are not shared with Redis; likewise
 
 	mu      sync.Mutex // guards the rest
 	n       int64      // requests counted
@@ -339,7 +332,7 @@ func newCounter(instance, key string, redis *redisServer) *counter {
 	c := &counter{
 		id:      instance + "/" + rand.Text(), // a restarted process is another one
 		redis:   redis,
-		wake:    make(chan struct{}, 1),
+		wake:    time.NewTimer(0),
 		ended:   map[string]string{},
 		pending: newBatch(),
 	}
@@ -398,10 +391,7 @@ func (c *counter) send(b *batch) {
 	close(b.done)
 	c.pool <- conn
 	if b.err != nil {
-		select {
-		case c.wake <- struct{}{}:
-		default:
-		}
+		c.wake.Reset(0)
 	}
 }
 
@@ -425,21 +415,18 @@ func (c *counter) see(total int64, err error) (int64, error) {
 // run sends a heartbeat each second, and while Redis is down after pauses that
 // double up to a second, until ctx is done.
 func (c *counter) run(ctx context.Context) {
-	if c.redis == nil {
-		return
-	}
-	retry := downInterval
-	for ctx.Err() == nil {
-		pause := heartbeatInterval
+	for retry := downInterval; ; {
+		select {
+		case <-c.wake.C:
+		case <-ctx.Done():
+			return
+		}
+		c.wake.Reset(heartbeatInterval)
 		if c.heartbeat() == nil {
 			retry = downInterval
 		} else {
-			pause, retry = retry, min(2*retry, heartbeatInterval)
-		}
-		select {
-		case <-time.After(pause):
-		case <-c.wake:
-		case <-ctx.Done():
+			c.wake.Reset(retry)
+			retry = min(2*retry, heartbeatInterval)
 		}
 	}
 }
@@ -481,17 +468,14 @@ func (c *counter) share(conn *conn) {
 // end notes in Redis all that this instance has counted, for the time after
 // it. While Redis is away it tries until ctx is done. Nothing may be counted any more.
 func (c *counter) end(ctx context.Context) {
-	if c.redis == nil {
-		return
-	}
-	var told int64
 	var conn *conn
-	for range cap(c.pool) {
-		conn = <-c.pool // all of them: none is in use
-		told += conn.noted
+	told := int64(0)
+	for range cap(c.pool) { // all of them: none is in use
+		conn = <-c.pool
 		defer conn.close()
+		told += conn.noted
 	}
-	for pause := downInterval; ; pause = min(2*pause, heartbeatInterval) {
+	for pause := downInterval; conn != nil; pause = min(2*pause, heartbeatInterval) {
 		c.share(conn)
 		err := conn.end(c.id, strconv.FormatInt(c.n, 10))
 		if err == nil {
@@ -506,30 +490,21 @@ func (c *counter) end(ctx context.Context) {
 	}
 }
 
-// ready returns nil once Redis has answered, and before that the reason why not.
-func (c *counter) ready() error {
+// A status is what probes and metrics are told, from the last result.
+type status struct {
+	n, total int64 // requests handled here, and by all as last seen
+	up       bool  // Redis answered the last time
+	notReady error // nil once Redis has answered
+}
+
+func (c *counter) status() status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case c.redis == nil || c.isReady:
-		return nil
-	case c.down != nil:
-		return c.down
+	case c.redis == nil:
+		return status{n: c.n, total: c.n}
+	case c.isReady:
+		return status{n: c.n, total: c.total, up: c.down == nil}
 	}
-	return errors.New("no answer from Redis yet")
-}
-
-// stats are the requests handled here and by all, and whether Redis answered the last time.
-type stats struct {
-	instance, cluster int64
-	up                bool
-}
-
-func (c *counter) stats() stats {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.redis == nil {
-		return stats{c.n, c.n, false}
-	}
-	return stats{c.n, c.total, c.isReady && c.down == nil}
+	return status{n: c.n, notReady: cmp.Or(c.down, errors.New("no answer from Redis yet"))}
 }

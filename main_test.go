@@ -2,8 +2,8 @@ package main
 
 import (
 	"bufio"
-	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -14,25 +14,24 @@ import (
 	neturl "net/url"
 	"os"
 	"os/exec"
+	"reflect"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/alicebob/miniredis/v2"
 )
 
 // realRedis is the server at REDIS_URL, if the tests are to use one.
 var realRedis = os.Getenv("REDIS_URL")
-
-// processors is how many Go uses by itself here.
-var processors = runtime.GOMAXPROCS(0)
-
-// program is the built binary, if the processes that the tests start are to be of it.
-var program = os.Getenv("PROGRAM")
 
 // TestMain runs the tests or, in a process that command started, the program.
 func TestMain(m *testing.M) {
@@ -45,11 +44,86 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// startRedis returns the URL of a Redis: a miniredis of the test's own, or the
+// server at REDIS_URL, which all tests then share under keys of their own.
+func startRedis(t *testing.T) string {
+	if realRedis != "" {
+		return realRedis
+	}
+	return "redis://" + miniredis.RunT(t).Addr()
+}
+
+func mustParse(t *testing.T, url string, timeout time.Duration) *redisServer {
+	t.Helper()
+	s, err := parseRedisURL(url, timeout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// askRedis sends a command that is answered with an integer.
+func askRedis(t *testing.T, url string, cmd ...string) int64 {
+	t.Helper()
+	c := newConn(mustParse(t, url, 5*time.Second), "", "")
+	defer c.close()
+	n, err := do(c, time.Now().Add(5*time.Second), readInt, cmd...)
+	if err != nil {
+		t.Fatalf("%s: %v", cmd[0], err)
+	}
+	return n
+}
+
+// redisTotal returns the total at key.
+func redisTotal(t *testing.T, url, key string) int64 {
+	t.Helper()
+	return askRedis(t, url, "INCRBY", key, "0")
+}
+
+// forget makes Redis forget what it knows of key, as a restart would.
+func forget(t *testing.T, url, key string) {
+	t.Helper()
+	askRedis(t, url, "DEL", key, "{"+key+"}:instances", "{"+key+"}:ended")
+}
+
+// newKey returns a key that no other test uses, deleted at the end.
+func newKey(t *testing.T, url string) string {
+	key := "test:" + rand.Text()
+	t.Cleanup(func() { forget(t, url, key) })
+	return key
+}
+
+// start runs c, and returns what ends it cleanly; the end of the test does so too.
+func start(t *testing.T, c *counter) (end func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { c.run(ctx) })
+	end = sync.OnceFunc(func() {
+		cancel()
+		wg.Wait()
+		given, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		c.end(given)
+	})
+	t.Cleanup(end)
+	return end
+}
+
+// newInstance returns an instance in this process, and its handler.
+func newInstance(t *testing.T, instance, key string, redis *redisServer) (*httptest.Server, *handler) {
+	c := newCounter(instance, key, redis)
+	start(t, c)
+	h := newHandler(instance, c)
+	s := httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	return s, h
+}
+
 // command returns the program as a process of its own with the settings in env only.
 func command(t *testing.T, env []string, args ...string) *exec.Cmd {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, cmp.Or(program, os.Args[0]), args...)
+	cmd := exec.CommandContext(ctx, os.Args[0], args...)
 	cmd.Env = append([]string{"TEST_MAIN=1"}, env...)
 	return cmd
 }
@@ -57,15 +131,14 @@ func command(t *testing.T, env []string, args ...string) *exec.Cmd {
 // A process is a running server.
 type process struct {
 	*exec.Cmd
-	url string
-	log strings.Builder // complete after wait
-	eof chan struct{}
+	addr, url string
+	log       strings.Builder // complete after wait
+	eof       chan struct{}
 }
 
-var startLine = regexp.MustCompile(`msg=start addr=\S*:(\d+) `)
+var startLine = regexp.MustCompile(`msg=start addr=(\S+) `)
 
-// startProcess starts a server, on a free port unless env has an ADDR, and
-// waits until it listens.
+// startProcess starts a server on a free port and waits until it listens.
 func startProcess(t *testing.T, env ...string) *process {
 	t.Helper()
 	p := &process{Cmd: command(t, append([]string{"ADDR=127.0.0.1:0"}, env...)), eof: make(chan struct{})}
@@ -77,20 +150,20 @@ func startProcess(t *testing.T, env ...string) *process {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.Process.Kill() })
-	port := make(chan string, 1)
+	addr := make(chan string, 1)
 	go func() {
 		defer close(p.eof)
 		lines := bufio.NewScanner(stderr)
 		for lines.Scan() {
 			fmt.Fprintln(&p.log, lines.Text())
 			if m := startLine.FindStringSubmatch(lines.Text()); m != nil {
-				port <- m[1]
+				addr <- m[1]
 			}
 		}
 	}()
 	select {
-	case n := <-port:
-		p.url = "http://127.0.0.1:" + n
+	case p.addr = <-addr:
+		p.url = "http://" + p.addr
 	case <-p.eof:
 		t.Fatalf("the server did not start: %s", &p.log)
 	}
@@ -102,16 +175,6 @@ func (p *process) wait() (int, string) {
 	<-p.eof
 	p.Wait()
 	return p.ProcessState.ExitCode(), p.log.String()
-}
-
-// newServer returns an instance in this process, and its counter.
-func newServer(t *testing.T, instance, key string, r *redis) (*httptest.Server, *handler) {
-	c := newCounter(instance, key, r)
-	start(t, c)
-	h := newHandler(instance, c)
-	s := httptest.NewServer(h)
-	t.Cleanup(s.Close)
-	return s, h
 }
 
 func get(t *testing.T, method, url string) (*http.Response, string) {
@@ -141,8 +204,8 @@ type answer struct {
 }
 
 // ask sends a request and reads its answer, which must have the promised form.
-func ask(c *http.Client, url string) (a answer, err error) {
-	resp, err := c.Get(url)
+func ask(url string) (a answer, err error) {
+	resp, err := http.Get(url)
 	if err != nil {
 		return a, err
 	}
@@ -152,24 +215,36 @@ func ask(c *http.Client, url string) (a answer, err error) {
 		return a, fmt.Errorf("%s: answer cut off: %v", resp.Status, err)
 	}
 	a.status = resp.StatusCode
-	form, numbers := "This is request %d to this instance and request %d to the cluster.\n", []any{&a.n, &a.total}
+	form, parts := countedText, []any{&a.instance, &a.n, &a.total}
 	if a.status == http.StatusServiceUnavailable {
-		form, numbers = "This is request %d to this instance; the cluster count is unavailable.\n", numbers[:1]
+		form, parts = uncountedText, parts[:2]
 	}
-	first, second, _ := strings.Cut(string(body), "\n")
-	a.instance = strings.TrimSuffix(strings.TrimPrefix(first, "You are talking to instance "), ".")
-	if _, err := fmt.Sscanf(second, form, numbers...); err != nil || len(first)-len(a.instance) != len("You are talking to instance .") {
+	// %s reads up to a space, so the full stop behind it comes along.
+	_, err = fmt.Sscanf(string(body), strings.Replace(form, "%s.", "%s", 1), parts...)
+	a.instance = strings.TrimSuffix(a.instance, ".")
+	if err != nil {
 		return a, fmt.Errorf("%s: not the promised answer: %q", resp.Status, body)
 	}
 	return a, nil
+}
+
+// oneTo fails the test unless numbers holds 1 … k, each once.
+func oneTo(t *testing.T, what string, numbers []int64) {
+	t.Helper()
+	slices.Sort(numbers)
+	for i, n := range numbers {
+		if n != int64(i+1) {
+			t.Fatalf("%s's numbers are not 1 … %d: number %d in order is %d", what, len(numbers), i+1, n)
+		}
+	}
 }
 
 func TestTwoInstancesOneRedis(t *testing.T) {
 	t.Parallel()
 	url := startRedis(t)
 	key := newKey(t, url)
-	one, _ := newServer(t, "host1:8083", key, mustParse(t, url, 5*time.Second))
-	two, _ := newServer(t, "host2:8083", key, mustParse(t, url, 5*time.Second))
+	one, _ := newInstance(t, "host1:8083", key, mustParse(t, url, 5*time.Second))
+	two, _ := newInstance(t, "host2:8083", key, mustParse(t, url, 5*time.Second))
 	for _, step := range []struct{ url, want string }{
 		{two.URL, "You are talking to instance host2:8083.\nThis is request 1 to this instance and request 1 to the cluster.\n"},
 		{one.URL, "You are talking to instance host1:8083.\nThis is request 1 to this instance and request 2 to the cluster.\n"},
@@ -188,7 +263,7 @@ func TestManyClients(t *testing.T) {
 	key := newKey(t, url)
 	var servers [3]*httptest.Server
 	for i := range servers {
-		servers[i], _ = newServer(t, "host:"+strconv.Itoa(i), key, mustParse(t, url, 10*time.Second))
+		servers[i], _ = newInstance(t, "host:"+strconv.Itoa(i), key, mustParse(t, url, 10*time.Second))
 	}
 	var mu sync.Mutex
 	instance, cluster := make([][]int64, len(servers)), []int64(nil)
@@ -198,7 +273,7 @@ func TestManyClients(t *testing.T) {
 			last := int64(0)
 			for i := range requests {
 				at := (c + i) % len(servers)
-				a, err := ask(http.DefaultClient, servers[at].URL)
+				a, err := ask(servers[at].URL)
 				if err != nil || a.status != 200 || a.instance != fmt.Sprintf("host:%d", at) || a.total <= last {
 					t.Errorf("%+v after %d to the cluster, %v", a, last, err)
 					return
@@ -216,23 +291,28 @@ func TestManyClients(t *testing.T) {
 	}
 	oneTo(t, "the cluster", cluster)
 	if len(cluster) != clients*requests {
-		t.Errorf("%d answers to %d requests", len(cluster), clients*requests)
+		t.Errorf("got %d answers, want %d", len(cluster), clients*requests)
 	}
 }
 
 // refused is a Redis that is not there.
-func refused() *redis {
-	return &redis{addr: "gone:6379", timeout: 10 * time.Millisecond, dial: func(context.Context, string, string) (net.Conn, error) {
-		return nil, errors.New("connection refused")
-	}}
+func refused(t *testing.T) *redisServer {
+	s := mustParse(t, "redis://gone", 10*time.Millisecond)
+	s.dial = func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("connection refused") }
+	return s
 }
 
 // Every row of the README's table of paths.
 func TestPaths(t *testing.T) {
 	t.Parallel()
 	const first, plain = "You are talking to instance host:1.\n", "text/plain; charset=utf-8"
-	alone := func(t *testing.T) (*httptest.Server, *handler) { return newServer(t, "host:1", "k", nil) }
-	cutOff := func(t *testing.T) (*httptest.Server, *handler) { return newServer(t, "host:1", "k", refused()) }
+	alone := func(t *testing.T) (*httptest.Server, *handler) { return newInstance(t, "host:1", "k", nil) }
+	cutOff := func(t *testing.T) (*httptest.Server, *handler) {
+		h := newHandler("host:1", newCounter("host:1", "k", refused(t)))
+		s := httptest.NewServer(h)
+		t.Cleanup(s.Close)
+		return s, h
+	}
 	stopping := func(t *testing.T) (*httptest.Server, *handler) {
 		s, h := alone(t)
 		h.stopping.Store(true)
@@ -255,11 +335,12 @@ func TestPaths(t *testing.T) {
 		{"HEAD without Redis", "HEAD /", cutOff, 503, map[string]string{"Retry-After": "1"}, "", 1},
 		{"POST", "POST /", alone, 405, map[string]string{"Allow": "GET, HEAD"}, "…", 0},
 		{"DELETE", "DELETE /", alone, 405, map[string]string{"Allow": "GET, HEAD"}, "…", 0},
+		{"POST elsewhere", "POST /healthz", alone, 405, map[string]string{"Allow": "GET, HEAD"}, "…", 0},
 		{"favicon", "GET /favicon.ico", alone, 404, nil, "…", 0},
 		{"healthz", "GET /healthz", cutOff, 200, nil, "ok\n", 0},
 		{"healthz while stopping", "GET /healthz", stopping, 200, map[string]string{"Connection": "close"}, "ok\n", 0},
 		{"readyz", "GET /readyz", alone, 200, nil, "ready\n", 0},
-		{"readyz before Redis", "GET /readyz", cutOff, 503, nil, "not ready: …", 0},
+		{"readyz before Redis", "GET /readyz", cutOff, 503, nil, "not ready: no answer from Redis yet\n", 0},
 		{"readyz while stopping", "GET /readyz", stopping, 503, map[string]string{"Connection": "close"}, "not ready: stopping\n", 0},
 		{"counted while stopping", "GET /", stopping, 200, map[string]string{"Connection": "close"}, first + "…", 1},
 		{"metrics", "GET /metrics", alone, 200, map[string]string{"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}, "# HELP requestcount_instance_requests_total …", 0},
@@ -271,7 +352,7 @@ func TestPaths(t *testing.T) {
 			resp, body := get(t, method, s.URL+path)
 			want, begins := strings.CutSuffix(tt.body, "…")
 			if resp.StatusCode != tt.status || !begins && body != want || !strings.HasPrefix(body, want) {
-				t.Errorf("%s %q, want %d %q", resp.Status, body, tt.status, tt.body)
+				t.Errorf("got %s %q, want %d %q", resp.Status, body, tt.status, tt.body)
 			}
 			for name, want := range tt.header {
 				got := resp.Header.Get(name)
@@ -279,10 +360,10 @@ func TestPaths(t *testing.T) {
 					got = "close"
 				}
 				if got != want {
-					t.Errorf("%s: %q, want %q", name, got, want)
+					t.Errorf("%s: got %q, want %q", name, got, want)
 				}
 			}
-			if n := h.counter.stats().instance; n != tt.counted {
+			if n := h.counter.status().n; n != tt.counted {
 				t.Errorf("%d requests counted, want %d", n, tt.counted)
 			}
 		})
@@ -292,120 +373,145 @@ func TestPaths(t *testing.T) {
 // An instance that has been ready stays so while Redis is down, and says so in
 // the metrics.
 func TestRedisLostLater(t *testing.T) {
-	t.Parallel()
-	url := startRedis(t)
-	p := newProxy(t, url)
-	r := mustParse(t, url, time.Second)
-	r.addr = p.Addr().String()
-	s, h := newServer(t, "host:1", newKey(t, url), r)
-	want := func(status int, metrics ...string) {
-		t.Helper()
-		if resp, body := get(t, "GET", s.URL); resp.StatusCode != status {
-			t.Errorf("GET /: %s %q, want %d", resp.Status, body, status)
-		}
-		if resp, body := get(t, "GET", s.URL+"/readyz"); resp.StatusCode != 200 {
-			t.Errorf("GET /readyz: %s %q", resp.Status, body)
-		}
-		_, body := get(t, "GET", s.URL+"/metrics")
-		for _, line := range metrics {
-			name, _, _ := strings.Cut(line, " ")
-			for _, part := range []string{"\n" + line + "\n", "# HELP " + name + " ", "\n# TYPE " + name + " "} {
-				if !strings.Contains("\n"+body, part) {
-					t.Errorf("no %q in the metrics:\n%s", part, body)
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRedis{answer: func(cmd []string) string {
+			return map[string]string{"HLEN": ":0\r\n", "HGETALL": "*0\r\n", "EVALSHA": ":3\r\n"}[cmd[0]]
+		}}
+		h := newHandler("host:1", newCounter("host:1", "k", f.server(t, "redis://fake")))
+		for _, step := range []struct {
+			name    string
+			gone    bool
+			status  int
+			ready   int
+			metrics []string
+		}{
+			{"before Redis", true, 503, 503, []string{"requestcount_instance_requests_total 1", "requestcount_cluster_requests 0", "requestcount_redis_up 0"}},
+			{"Redis", false, 200, 200, []string{"requestcount_instance_requests_total 2", "requestcount_cluster_requests 3", "requestcount_redis_up 1"}},
+			{"Redis gone", true, 503, 200, []string{"requestcount_instance_requests_total 3", "requestcount_cluster_requests 3", "requestcount_redis_up 0"}},
+		} {
+			f.gone.Store(step.gone)
+			for range connections {
+				conn := <-h.counter.pool
+				conn.close()
+				h.counter.pool <- conn
+			}
+			h.counter.heartbeat()
+			for path, want := range map[string]int{"/": step.status, "/readyz": step.ready, "/metrics": 200} {
+				w := httptest.NewRecorder()
+				h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+				if w.Code != want {
+					t.Errorf("%s: %s: got %d %s, want %d", step.name, path, w.Code, w.Body, want)
+				}
+			}
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+			for _, line := range step.metrics {
+				name, _, _ := strings.Cut(line, " ")
+				for _, part := range []string{"\n" + line + "\n", "# HELP " + name + " ", "\n# TYPE " + name + " "} {
+					if !strings.Contains("\n"+w.Body.String(), part) {
+						t.Errorf("%s: no %q in the metrics:\n%s", step.name, part, w.Body)
+					}
 				}
 			}
 		}
-	}
-	for h.counter.ready() != nil {
-		time.Sleep(time.Millisecond)
-	}
-	want(200, "requestcount_instance_requests_total 1", "requestcount_cluster_requests_total 1", "requestcount_redis_up 1")
-	p.set(refuse)
-	h.counter.heartbeat()
-	want(503, "requestcount_instance_requests_total 2", "requestcount_cluster_requests_total 1", "requestcount_redis_up 0")
-	p.set(none)
-	h.counter.heartbeat()
-	want(200, "requestcount_instance_requests_total 3", "requestcount_cluster_requests_total 3", "requestcount_redis_up 1")
+		for range connections {
+			(<-h.counter.pool).close()
+		}
+	})
 }
 
-// A wrong setting or argument ends the start with one line and status 2.
+func setenv(t *testing.T, setting string) {
+	for _, name := range []string{"ADDR", "REDIS_URL", "REDIS_KEY", "REDIS_TIMEOUT", "SHUTDOWN_DELAY"} {
+		t.Setenv(name, "")
+	}
+	if name, value, ok := strings.Cut(setting, "="); ok {
+		t.Setenv(name, value)
+	}
+}
+
+// A wrong setting is told by its name and what would be right, without a secret.
+func TestWrongSettings(t *testing.T) {
+	for _, tt := range []struct{ setting, want string }{
+		{"ADDR=8083", `ADDR: no port in "8083": want host:port or :port, such as :8083`},
+		{"ADDR=:", `ADDR: no port in ":": want host:port or :port, such as :8083`},
+		{"ADDR=:65536", `ADDR: unknown port "65536": want 0 to 65535`},
+		{"ADDR=:http-or-so", `ADDR: unknown port "http-or-so": want 0 to 65535`},
+		{"REDIS_KEY=a{b", `REDIS_KEY: brace in "a{b": want a key without braces`},
+		{"REDIS_KEY=a}b", `REDIS_KEY: brace in "a}b": want a key without braces`},
+		{"REDIS_TIMEOUT=1", `REDIS_TIMEOUT: "1": want a number with a unit, such as 500ms or 5s, and at least 1ms`},
+		{"REDIS_TIMEOUT=0s", `REDIS_TIMEOUT: "0s": want a number with a unit, such as 500ms or 5s, and at least 1ms`},
+		{"SHUTDOWN_DELAY=soon", `SHUTDOWN_DELAY: "soon": want a number with a unit, such as 500ms or 5s, and at least 0s`},
+		{"SHUTDOWN_DELAY=-1s", `SHUTDOWN_DELAY: "-1s": want a number with a unit, such as 500ms or 5s, and at least 0s`},
+		{"REDIS_URL=localhost:6379", "REDIS_URL: malformed URL: want redis://"},
+		{"REDIS_URL=http://localhost", `REDIS_URL: unknown scheme "http": want redis or rediss`},
+		{"REDIS_URL=redis://", "REDIS_URL: missing host"},
+		{"REDIS_URL=redis://:6379", "REDIS_URL: missing host"},
+		{"REDIS_URL=redis://host:0", "REDIS_URL: invalid port"},
+		{"REDIS_URL=redis://ann:65536", "REDIS_URL: invalid port"},
+		{"REDIS_URL=redis://host:", "REDIS_URL: invalid port"},
+		{"REDIS_URL=redis://host/x", "REDIS_URL: invalid database"},
+		{"REDIS_URL=redis://host/-1", "REDIS_URL: invalid database"},
+		{"REDIS_URL=redis://ann@host", "REDIS_URL: user without a password"},
+		{"REDIS_URL=redis://ann:secret@host/x", "REDIS_URL: invalid database"},
+		{"REDIS_URL=redis://ann:1/secret@host", "REDIS_URL: invalid database"},
+		{"REDIS_URL=redis://ann:secret@host:port", "REDIS_URL: malformed URL"},
+		{"REDIS_URL=redis://:%zzsecret@host", "REDIS_URL: malformed URL"},
+		{"REDIS_URL=redis://:12#secret@host", "REDIS_URL: query or fragment"},
+		{"REDIS_URL=redis://host?password=secret", "REDIS_URL: query or fragment"},
+		{"REDIS_URL=redis://:secret", "REDIS_URL: malformed URL"},
+		{"REDIS_URL=secret:a@host", "REDIS_URL: malformed URL"},
+	} {
+		setenv(t, tt.setting)
+		_, err := loadConfig()
+		if err == nil || !strings.HasPrefix(err.Error(), tt.want) || strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: got %v, want %s", tt.setting, err, tt.want)
+		}
+	}
+}
+
+// Each setting has the default that the usage states, and white space around it does not count.
+func TestSettings(t *testing.T) {
+	setenv(t, "")
+	want := config{addr: ":8083", key: "requestcount", redisTimeout: time.Second}
+	if cfg, err := loadConfig(); err != nil || cfg != want {
+		t.Errorf("got %+v, %v; want %+v", cfg, err, want)
+	}
+	for name, value := range map[string]string{"ADDR": " :1\n", "REDIS_URL": "redis://host\n", "REDIS_KEY": "k\r", "REDIS_TIMEOUT": "2s\t", "SHUTDOWN_DELAY": " 3s "} {
+		t.Setenv(name, value)
+	}
+	cfg, err := loadConfig()
+	if err != nil || cfg.redis.addr != "host:6379" || cfg.redis.timeout != 2*time.Second {
+		t.Fatalf("got %+v, %v", cfg.redis, err)
+	}
+	cfg.redis = nil
+	if want = (config{addr: ":1", key: "k", redisTimeout: 2 * time.Second, shutdownDelay: 3 * time.Second}); cfg != want {
+		t.Errorf("got %+v, want %+v", cfg, want)
+	}
+}
+
+// A start that is refused ends with one line and a status.
 func TestRefusedStarts(t *testing.T) {
 	t.Parallel()
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { taken.Close() }) // after the parallel subtests
+	defer taken.Close()
 	for _, tt := range []struct {
 		env    string
-		args   string
+		args   []string
 		status int
 		says   string
 	}{
-		{"ADDR=8083", "", 2, `ADDR="8083": want host:port`},
-		{"ADDR=:", "", 2, `ADDR=":": want host:port`},
-		{"ADDR=:65536", "", 2, `ADDR=":65536": want a port`},
-		{"ADDR=:http-or-so", "", 2, `ADDR=":http-or-so": want a port`},
-		{"ADDR=" + taken.Addr().String(), "", 1, "address already in use"},
-		{"REDIS_KEY=a{b", "", 2, `REDIS_KEY="a{b": want a key`},
-		{"REDIS_KEY=a}b", "", 2, `REDIS_KEY="a}b": want a key`},
-		{"REDIS_KEY= ", "", 2, `REDIS_KEY=" ": want a key`},
-		{"REDIS_TIMEOUT=1", "", 2, `REDIS_TIMEOUT="1": want a duration above zero`},
-		{"REDIS_TIMEOUT=0s", "", 2, `REDIS_TIMEOUT="0s": want a duration above zero`},
-		{"REDIS_TIMEOUT=-1s", "", 2, `REDIS_TIMEOUT="-1s": want a duration above zero`},
-		{"SHUTDOWN_DELAY=soon", "", 2, `SHUTDOWN_DELAY="soon": want a duration, not negative`},
-		{"SHUTDOWN_DELAY=-1s", "", 2, `SHUTDOWN_DELAY="-1s": want a duration, not negative`},
-		{"REDIS_URL=localhost:6379", "", 2, `REDIS_URL="localhost:6379": want redis://`},
-		{"REDIS_URL=http://localhost", "", 2, `REDIS_URL="http://localhost": want redis://`},
-		{"REDIS_URL=redis://", "", 2, "names no host"},
-		{"REDIS_URL=redis://:6379", "", 2, "names no host"},
-		{"REDIS_URL=redis://host:0", "", 2, "port is not a number from 1 to 65535"},
-		{"REDIS_URL=redis://host:65536", "", 2, "port is not a number from 1 to 65535"},
-		{"REDIS_URL=redis://host:", "", 2, "port is not a number from 1 to 65535"},
-		{"REDIS_URL=redis://host/x", "", 2, `REDIS_URL="redis://host/x": want`},
-		{"REDIS_URL=redis://host/-1", "", 2, "not the number of a database"},
-		{"REDIS_URL=redis://ann@host", "", 2, "user without a password"},
-		{"REDIS_URL=redis://ann:secret@host/x", "", 2, `REDIS_URL="redis://xxxxx@host/x"`},
-		{"REDIS_URL=redis://ann:secret@host:port", "", 2, "not a URL"},
-		{"REDIS_URL=redis://:%zzsecret@host", "", 2, "not a URL"},
-		{"REDIS_URL=redis://:se/cret@secret@host/x", "", 2, `REDIS_URL="redis://xxxxx@host/x"`},
-		{"REDIS_URL=redis://:12#secret@host", "", 2, "'?' and '#' have no meaning here"},
-		{"REDIS_URL=redis://host?password=secret", "", 2, `REDIS_URL="redis://host?xxxxx"`},
-		{"REDIS_URL=redis://:secret", "", 2, "not a URL"},
-		{"REDIS_URL=secret@host", "", 2, `REDIS_URL="xxxxx@host"`},
-		{"", "start", 2, `unknown arguments "start"`},
-		{"", "healthcheck now", 2, `unknown arguments "healthcheck now"`},
+		{env: "REDIS_KEY={", status: 2, says: `requestcount: REDIS_KEY: brace in "{"`},
+		{env: "ADDR=" + taken.Addr().String(), status: 1, says: "address already in use"},
+		{args: []string{"healthcheck", "now"}, status: 2, says: `requestcount: unknown arguments "healthcheck now"`},
 	} {
-		t.Run(tt.env+tt.args, func(t *testing.T) {
-			t.Parallel()
-			cmd := command(t, []string{"ADDR=127.0.0.1:0", tt.env}, strings.Fields(tt.args)...)
-			var stderr strings.Builder
-			cmd.Stderr = &stderr
-			cmd.Run()
-			line := stderr.String()
-			if status := cmd.ProcessState.ExitCode(); status != tt.status || !strings.Contains(line, tt.says) {
-				t.Errorf("status %d, %q; want %d, %q", status, line, tt.status, tt.says)
-			}
-			if strings.Count(line, "\n") != 1 || !strings.HasSuffix(line, "\n") || strings.Contains(line, "secret") {
-				t.Errorf("not one line without a secret: %q", line)
-			}
-		})
-	}
-}
-
-// Each setting has the default that the usage states, also when it is empty.
-func TestDefaults(t *testing.T) {
-	for _, name := range []string{"ADDR", "REDIS_URL", "REDIS_KEY", "REDIS_TIMEOUT", "SHUTDOWN_DELAY"} {
-		t.Setenv(name, "")
-	}
-	s, err := readSettings()
-	if err != nil || s != (settings{addr: ":8083", key: "requestcount"}) {
-		t.Errorf("got %+v, %v", s, err)
-	}
-	t.Setenv("REDIS_URL", "redis://host")
-	s, err = readSettings()
-	if err != nil || s.redis.timeout != time.Second {
-		t.Errorf("got %+v, %v", s.redis, err)
+		cmd := command(t, []string{tt.env}, tt.args...)
+		out, _ := cmd.CombinedOutput()
+		if status := cmd.ProcessState.ExitCode(); status != tt.status || !strings.Contains(string(out), tt.says) || strings.Count(string(out), "\n") != 1 {
+			t.Errorf("got status %d, %q; want %d, one line with %q", status, out, tt.status, tt.says)
+		}
 	}
 }
 
@@ -413,7 +519,7 @@ func TestUsage(t *testing.T) {
 	t.Parallel()
 	out, err := command(t, nil, "-h").Output()
 	if err != nil || string(out) != usage {
-		t.Errorf("%v, %q", err, out)
+		t.Errorf("got %v, %q", err, out)
 	}
 }
 
@@ -427,20 +533,16 @@ func TestHealthcheck(t *testing.T) {
 		{"", 0, ""},
 		{"REDIS_URL=redis://127.0.0.1:1", 1, "requestcount: not ready: "},
 	} {
-		p := startProcess(t, tt.env)
-		check := command(t, []string{"ADDR=" + strings.TrimPrefix(p.url, "http://")}, "healthcheck")
+		p := startProcess(t, tt.env, "REDIS_TIMEOUT=100ms")
+		check := command(t, []string{"ADDR=" + p.addr}, "healthcheck")
 		out, _ := check.CombinedOutput()
 		if status := check.ProcessState.ExitCode(); status != tt.status || !strings.HasPrefix(string(out), tt.says) {
-			t.Errorf("%s: status %d, %q", tt.env, status, out)
-		}
-		p.Process.Signal(os.Interrupt)
-		if status, log := p.wait(); status != 0 {
-			t.Errorf("SIGINT: status %d\n%s", status, log)
+			t.Errorf("%s: got status %d, %q; want %d, %q", tt.env, status, out, tt.status, tt.says)
 		}
 	}
 	none := command(t, []string{"ADDR=127.0.0.1:1"}, "healthcheck")
 	if out, _ := none.CombinedOutput(); none.ProcessState.ExitCode() != 1 {
-		t.Errorf("without a server: status %d, %q", none.ProcessState.ExitCode(), out)
+		t.Errorf("without a server: got status %d, %q; want 1", none.ProcessState.ExitCode(), out)
 	}
 }
 
@@ -456,11 +558,11 @@ func TestTerminateUnderLoad(t *testing.T) {
 	for range 16 {
 		wg.Go(func() {
 			for {
-				a, err := ask(http.DefaultClient, p.url)
+				a, err := ask(p.url)
 				if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) {
 					return // the listener has closed
 				}
-				if err != nil || a.n != a.total {
+				if err != nil || a.status != 200 {
 					t.Errorf("%+v, %v", a, err)
 					return
 				}
@@ -474,16 +576,16 @@ func TestTerminateUnderLoad(t *testing.T) {
 	p.Process.Signal(syscall.SIGTERM)
 	time.Sleep(50 * time.Millisecond)
 	if resp, body := get(t, "GET", p.url+"/readyz"); resp.StatusCode != 503 || !resp.Close {
-		t.Errorf("while stopping: %s %q", resp.Status, body)
+		t.Errorf("while stopping: got %s %q, want 503", resp.Status, body)
 	}
 	wg.Wait()
 	status, log := p.wait()
 	if status != 0 || !strings.Contains(log, "msg=stop handled="+strconv.Itoa(len(numbers))+"\n") {
-		t.Errorf("status %d after %d answers\n%s", status, len(numbers), log)
+		t.Errorf("got status %d after %d answers\n%s", status, len(numbers), log)
 	}
 	oneTo(t, "the instance", numbers)
-	if n := total(t, url, key); n != int64(len(numbers)) {
-		t.Errorf("total %d after %d answers", n, len(numbers))
+	if n := redisTotal(t, url, key); n != int64(len(numbers)) {
+		t.Errorf("got the total %d, want %d", n, len(numbers))
 	}
 }
 
@@ -498,7 +600,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	}
 	p.Process.Signal(syscall.SIGTERM)
 	if status, log := p.wait(); status == 0 {
-		t.Errorf("status 0\n%s", log)
+		t.Errorf("got status 0\n%s", log)
 	}
 }
 
@@ -515,7 +617,7 @@ func TestLog(t *testing.T) {
 	proxy.set(refuse)
 	p := startProcess(t, "REDIS_URL="+at.String(), "REDIS_KEY="+newKey(t, url), "REDIS_TIMEOUT=500ms")
 	if resp, _ := get(t, "GET", p.url); resp.StatusCode != 503 {
-		t.Errorf("without Redis: %s", resp.Status)
+		t.Errorf("without Redis: got %s, want 503", resp.Status)
 	}
 	proxy.set(none)
 	for {
@@ -530,177 +632,519 @@ func TestLog(t *testing.T) {
 	for _, m := range regexp.MustCompile(`msg=("[^"]*"|\S+)`).FindAllStringSubmatch(log, -1) {
 		got = append(got, strings.Trim(m[1], `"`))
 	}
-	if want := "start,Redis is down,Redis is up,stopping,stop"; status != 0 || strings.Join(got, ",") != want {
-		t.Errorf("status %d, %s; want %s\n%s", status, got, want, log)
+	if want := []string{"start", "Redis is down", "Redis is up", "stopping", "stop"}; status != 0 || !slices.Equal(got, want) {
+		t.Errorf("got status %d, %s; want %s\n%s", status, got, want, log)
 	}
-	for _, part := range []string{"redis=" + proxy.Addr().String(), "go=go1.", "version=", "cause="} {
+	for _, part := range []string{"redis=" + proxy.Addr().String(), "go=go1.", "version=", `cause="` + proxy.Addr().String() + ": "} {
 		if !strings.Contains(log, part) {
 			t.Errorf("no %q in the log:\n%s", part, log)
 		}
 	}
 }
 
-// A server takes half of the processors, or as many as it is told to.
-func TestProcessors(t *testing.T) {
+// A line that arrives in parts stays one line, however long.
+func TestLineInParts(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct {
-		env  string
-		want int
-	}{
-		{"GOMAXPROCS=", (processors + 1) / 2},
-		{"GOMAXPROCS=3", 3},
+	p := startProcess(t)
+	for _, tt := range []struct{ head, rest string }{
+		{"GET /?", " HTTP/1.1\r\nHost: a\r\n\r\n"},
+		{"GET / HTTP/1.1\r\nHost: a\r\nX: ", "B: c\r\n\r\n"},
 	} {
-		p := startProcess(t, tt.env)
-		p.Process.Signal(syscall.SIGTERM)
-		if _, log := p.wait(); !strings.Contains(log, fmt.Sprintf("gomaxprocs=%d\n", tt.want)) {
-			t.Errorf("%s: want %d\n%s", tt.env, tt.want, log)
+		nc := dial(t, p)
+		line := tt.head[strings.LastIndex(tt.head, "\n")+1:]
+		io.WriteString(nc, tt.head+strings.Repeat("a", 4095-len(line)))
+		time.Sleep(50 * time.Millisecond)
+		if got := request(nc, strings.Repeat("a", 2000)+tt.rest); got != "HTTP/1.1 200 OK" {
+			t.Errorf("%q: got %q, want 200", tt.head, got)
 		}
 	}
 }
 
-func TestDeadline(t *testing.T) {
-	t.Parallel()
-	never, now := time.Time{}, time.Unix(1_000_000_000, 0)
-	for _, test := range []struct {
-		what      string
-		set, want time.Time
-		due       bool
-	}{
-		{"none, none in force", never, never, false},
-		{"the first", never, now, true},
-		{"the same", now, now, false},
-		{"a little later", now, now.Add(time.Second - 1), false},
-		{"a second later", now, now.Add(time.Second), true},
-		{"earlier", now, now.Add(-1), true},
-		{"none, one in force", now, never, true},
-	} {
-		d := deadline{want: test.want, set: test.set}
-		if due := d.due(); due != test.due {
-			t.Errorf("%s: due %t", test.what, due)
-		}
-		if early := d.want.Sub(d.set); early < 0 || early >= time.Second {
-			t.Errorf("%s: %v in force for %v", test.what, d.set, d.want)
-		}
+func dial(t *testing.T, p *process) net.Conn {
+	nc, err := net.Dial("tcp", p.addr)
+	if err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { nc.Close() })
+	return nc
 }
 
-// A client keeps its deadlines, and gives no byte to who only looks out for one.
-func TestClient(t *testing.T) {
-	t.Parallel()
-	listener, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	peer, err := net.Dial("tcp", listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer peer.Close()
-	conn, err := clients{listener}.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if _, err := io.WriteString(peer, "ab"); err != nil {
-		t.Fatal(err)
-	}
-
-	over, ahead := time.Unix(1, 0), time.Now().Add(time.Minute)
-	for _, test := range []struct {
-		what     string
-		deadline time.Time
-		bytes    int
-		err      error
-	}{
-		{"late", over, 2, os.ErrDeadlineExceeded},
-		{"a look-out", ahead, 1, os.ErrDeadlineExceeded},
-		{"in time", ahead, 2, nil},
-		{"late again", over, 2, os.ErrDeadlineExceeded},
-	} {
-		conn.SetReadDeadline(test.deadline)
-		if _, err := io.ReadFull(conn, make([]byte, test.bytes)); !errors.Is(err, test.err) {
-			t.Errorf("%s: reading gives %v, want %v", test.what, err, test.err)
-		}
-		conn.SetWriteDeadline(test.deadline)
-		if _, err := conn.Write(make([]byte, 2)); (err != nil) != (test.deadline == over) {
-			t.Errorf("%s: writing gives %v", test.what, err)
-		}
-	}
+// request sends text and returns the first line of the answer, or nothing.
+func request(nc net.Conn, text string) string {
+	go io.WriteString(nc, text)
+	line, _ := bufio.NewReader(nc).ReadString('\n')
+	return strings.TrimRight(line, "\r\n")
 }
 
 // Slow and malformed clients get what HTTP says and hold nobody up.
 func TestBadClients(t *testing.T) {
 	t.Parallel()
 	p := startProcess(t)
+	dial(t, p) // says nothing
 	for _, tt := range []struct{ request, status string }{
 		{"nonsense\r\n\r\n", "HTTP/1.1 400"},
 		{"GET / HTTP/1.1\r\nHost: a\r\nX: " + strings.Repeat("x", 32<<10) + "\r\n\r\n", "HTTP/1.1 431"},
 		{"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc", "HTTP/1.1 200"},
-		{"", ""}, // says nothing
 	} {
-		nc, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer nc.Close()
-		if tt.status == "" {
-			continue
-		}
-		if line := request(nc, tt.request); !strings.HasPrefix(line, tt.status) {
-			t.Errorf("%.30q: %q, want %s", tt.request, line, tt.status)
+		if line := request(dial(t, p), tt.request); !strings.HasPrefix(line, tt.status) {
+			t.Errorf("%.30q: got %q, want %s", tt.request, line, tt.status)
 		}
 	}
-	if _, body := get(t, "GET", p.url); !strings.Contains(body, "This is request 2 to this instance and request 2 to the cluster.") {
-		t.Errorf("got %q", body)
+	if a, err := ask(p.url); err != nil || a.n != 2 || a.total != 2 {
+		t.Errorf("got %+v, %v; want request 2", a, err)
 	}
 }
 
-// Requests over real sockets, by how many connections ask at a time: of
-// net/http with an atomic counter, of an instance alone, and of one with a
-// Redis. The client allocates nothing, so the allocations are the server's.
-func BenchmarkHandler(b *testing.B) {
-	bare := func(b *testing.B) http.Handler {
-		var n atomic.Int64
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			i := n.Add(1)
-			fmt.Fprintf(w, "You are talking to instance host:1.\nThis is request %d to this instance and request %d to the cluster.\n", i, i)
-		})
+// The server leaves the number of processors to Go, and closes no idle
+// connection before a load balancer does.
+func TestServer(t *testing.T) {
+	before := runtime.GOMAXPROCS(0)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := run(ctx, config{addr: "127.0.0.1:0", key: "k"}); err != nil || runtime.GOMAXPROCS(0) != before {
+		t.Errorf("got %v, %d processors; want %d", err, runtime.GOMAXPROCS(0), before)
 	}
-	alone := func(b *testing.B) http.Handler {
-		return newHandler("host:1", newCounter("host:1", "requestcount", nil))
+	if s := newServer(nil, 20*time.Second); s.IdleTimeout <= 600*time.Second || s.WriteTimeout <= 40*time.Second {
+		t.Errorf("got an idle time-out of %v, one for answers of %v", s.IdleTimeout, s.WriteTimeout)
 	}
-	redis := func(b *testing.B) http.Handler {
-		needPrograms(b, "redis-server")
-		r := mustParse(b, "redis://"+startServer(b, "nopass").addr(), 5*time.Second)
-		return newHandler("host:1", newCounter("host:1", "requestcount", r))
+}
+
+const acl = "-@all +ping +auth +get +incrby +hget +hset +hsetnx +hexists +hdel +hlen +hgetall +eval +evalsha"
+
+// Compose and the chart give their Redis user what the README says that the service needs.
+func TestACLIsTheSameEverywhere(t *testing.T) {
+	t.Parallel()
+	plain := strings.NewReplacer("'", "", "- ", "") // without YAML's quotes and list items
+	for _, file := range []string{"docker-compose.yml", "helm/templates/redis-deployment.yaml", "README.md"} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if words := strings.Join(strings.Fields(plain.Replace(string(text))), " "); !strings.Contains(words, acl) {
+			t.Errorf("%s does not have %s", file, acl)
+		}
 	}
-	for _, server := range []struct {
-		name    string
-		handler func(b *testing.B) http.Handler
-	}{{"bare", bare}, {"alone", alone}, {"redis", redis}} {
-		b.Run(server.name, func(b *testing.B) {
-			s := httptest.NewServer(server.handler(b))
-			defer s.Close()
-			for _, connections := range []int{1, 64, 256} {
-				b.Run(strconv.Itoa(connections), func(b *testing.B) {
-					inParallel(b, connections, func() func() {
-						nc, err := net.Dial("tcp", s.Listener.Addr().String())
-						if err != nil {
-							b.Fatal(err)
-						}
-						b.Cleanup(func() { nc.Close() })
-						request, answer := []byte(plainGet), make([]byte, 4<<10)
-						return func() {
-							if _, err := nc.Write(request); err != nil {
-								b.Error(err)
-							} else if _, err := nc.Read(answer); err != nil {
-								b.Error(err)
-							}
-						}
-					})
-				})
+}
+
+// A proxy passes bytes between clients and Redis, and has faults to order.
+type proxy struct {
+	net.Listener
+	target string
+
+	mu    sync.Mutex
+	moved *sync.Cond
+	fault fault
+	conns map[net.Conn]bool
+}
+
+type fault int
+
+const (
+	none    fault = iota
+	refuse        // connections are reset
+	swallow       // commands pass, replies vanish
+	vanish        // nothing passes in either direction
+	hold          // nothing passes until the fault ends; then all does, though the client may be gone
+)
+
+func newProxy(t *testing.T, url string) *proxy {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{Listener: l, target: mustParse(t, url, 0).addr, conns: map[net.Conn]bool{}}
+	p.moved = sync.NewCond(&p.mu)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { p.serve(client) })
+		}
+	})
+	t.Cleanup(func() { l.Close(); p.set(none); p.reset(); wg.Wait() })
+	return p
+}
+
+func (p *proxy) set(f fault) {
+	p.mu.Lock()
+	p.fault = f
+	p.mu.Unlock()
+	p.moved.Broadcast()
+	if f == refuse {
+		p.reset()
+	}
+}
+
+// reset resets every connection.
+func (p *proxy) reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for nc := range p.conns {
+		nc.(*net.TCPConn).SetLinger(0)
+		nc.Close()
+	}
+}
+
+func (p *proxy) serve(client net.Conn) {
+	server, err := net.Dial("tcp", p.target)
+	if err != nil {
+		client.Close()
+		return
+	}
+	p.mu.Lock()
+	p.conns[client] = true
+	refused := p.fault == refuse
+	p.mu.Unlock()
+	if refused {
+		p.reset()
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { p.copy(server, client, true) })
+	wg.Go(func() { p.copy(client, server, false) })
+	wg.Wait()
+	p.mu.Lock()
+	delete(p.conns, client)
+	p.mu.Unlock()
+}
+
+func (p *proxy) copy(to, from net.Conn, command bool) {
+	defer to.Close()
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(buf)
+		p.mu.Lock()
+		for p.fault == hold {
+			p.moved.Wait()
+		}
+		f := p.fault
+		p.mu.Unlock()
+		if n > 0 && (f == none || f == swallow && command) {
+			to.Write(buf[:n])
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// A tally is what the clients of one counter were told.
+type tally struct {
+	mu       sync.Mutex
+	instance []int64
+	cluster  []int64 // of those answered with one
+}
+
+// load has 16 clients ask c until stop is closed.
+func load(c *counter, stop <-chan struct{}) *tally {
+	var t tally
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Millisecond):
+				}
+				n, total, err := c.next()
+				t.mu.Lock()
+				t.instance = append(t.instance, n)
+				if err == nil {
+					t.cluster = append(t.cluster, total)
+				}
+				t.mu.Unlock()
 			}
 		})
+	}
+	wg.Wait()
+	return &t
+}
+
+// Whatever happens to Redis and to the network, the total ends up as the
+// number of requests answered, and each instance's numbers have no gap.
+func TestFaults(t *testing.T) {
+	const short, long = 100 * time.Millisecond, 5 * time.Second
+	lasts := func(f fault, d time.Duration) func(*proxy, func()) {
+		return func(p *proxy, _ func()) { p.set(f); time.Sleep(d); p.set(none) }
+	}
+	for _, tt := range []struct {
+		name    string
+		timeout time.Duration
+		fault   func(p *proxy, forget func())
+		loses   bool // Redis loses its memory: numbers may repeat
+		fails   bool // some requests must be answered without a number; else none may be
+	}{
+		{name: "connections reset", timeout: long, fault: func(p *proxy, _ func()) {
+			for range 20 {
+				p.reset()
+				time.Sleep(5 * time.Millisecond)
+			}
+		}},
+		{name: "replies swallowed", timeout: 2 * time.Second, fault: func(p *proxy, _ func()) {
+			p.set(swallow)
+			time.Sleep(50 * time.Millisecond)
+			p.reset()
+			p.set(none)
+		}},
+		{name: "commands delivered after they were given up", timeout: short, fault: lasts(hold, 3*short), fails: true},
+		{name: "refused for less than the timeout", timeout: long, fault: lasts(refuse, 200*time.Millisecond)},
+		{name: "refused for more than the timeout", timeout: short, fault: lasts(refuse, 3*short), fails: true},
+		{name: "silent for less than the timeout", timeout: 2 * time.Second, fault: lasts(vanish, 500*time.Millisecond)},
+		{name: "silent for more than the timeout", timeout: short, fault: lasts(vanish, 3*short), fails: true},
+		{name: "emptied", timeout: long, loses: true, fault: func(_ *proxy, forget func()) {
+			for range 10 {
+				forget()
+				time.Sleep(10 * time.Millisecond)
+			}
+		}},
+		{name: "gone and back empty, for more than the timeout", timeout: short, loses: true, fails: true, fault: func(p *proxy, forget func()) {
+			p.set(refuse)
+			forget()
+			time.Sleep(3 * short)
+			p.set(none)
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			url := startRedis(t)
+			p := newProxy(t, url)
+			key := newKey(t, url)
+			s := mustParse(t, url, tt.timeout)
+			s.addr = p.Addr().String()
+			counters := []*counter{newCounter("faulty:1", key, s), newCounter("steady:1", key, mustParse(t, url, long))}
+			var ends []func()
+			var tallies [2]*tally
+			stop := make(chan struct{})
+			var wg sync.WaitGroup
+			for i, c := range counters {
+				c.heartbeat() // all connections are dialed before the fault
+				ends = append(ends, start(t, c))
+				wg.Go(func() { tallies[i] = load(c, stop) })
+			}
+			time.Sleep(50 * time.Millisecond)
+			tt.fault(p, func() { forget(t, url, key) })
+			time.Sleep(150 * time.Millisecond)
+			close(stop)
+			wg.Wait()
+			for _, end := range ends {
+				end()
+			}
+
+			faulty, steady := tallies[0], tallies[1]
+			if got, want := redisTotal(t, url, key), int64(len(faulty.instance)+len(steady.instance)); got != want {
+				t.Errorf("got the total %d, want %d", got, want)
+			}
+			oneTo(t, "the faulty instance", faulty.instance)
+			oneTo(t, "the steady instance", steady.instance)
+			if failed := len(faulty.instance) - len(faulty.cluster); (failed > 0) != tt.fails {
+				t.Errorf("%d of %d requests had no number of the cluster; want some: %t", failed, len(faulty.instance), tt.fails)
+			}
+			if len(steady.cluster) != len(steady.instance) {
+				t.Errorf("the steady instance failed %d requests", len(steady.instance)-len(steady.cluster))
+			}
+			all := slices.Sorted(slices.Values(slices.Concat(faulty.cluster, steady.cluster)))
+			if n := len(slices.Compact(slices.Clone(all))); n != len(all) && !tt.loses {
+				t.Errorf("got %d numbers in %d answers", n, len(all))
+			}
+		})
+	}
+}
+
+// A request does not wait for the round trip of another, up to eight at a time;
+// those beyond share the next command.
+func TestBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var commands atomic.Int64
+		f := &fakeRedis{answer: func(cmd []string) string {
+			n := commands.Add(1)
+			time.Sleep(100 * time.Millisecond)
+			return fmt.Sprintf(":%d\r\n", 10*n)
+		}}
+		c := newCounter("host:1", "k", f.server(t, "redis://fake"))
+		type told struct {
+			n, total int64
+			took     time.Duration
+		}
+		var mu sync.Mutex
+		var got []told
+		var wg sync.WaitGroup
+		for i := range 10 {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i) * 10 * time.Millisecond)
+				began := time.Now()
+				n, total, err := c.next()
+				if err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				got = append(got, told{n, total, time.Since(began)})
+				mu.Unlock()
+			})
+		}
+		wg.Wait()
+		for range connections {
+			(<-c.pool).close()
+		}
+		var want []told
+		for i := range int64(8) {
+			want = append(want, told{i + 1, 10 * (i + 1), 100 * time.Millisecond})
+		}
+		// The ninth comes after 80 ms and waits until the first connection is free, after 100.
+		want = append(want, told{9, 89, 120 * time.Millisecond}, told{10, 90, 110 * time.Millisecond})
+		slices.SortFunc(got, func(a, b told) int { return int(a.n - b.n) })
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("got %v, want %v", got, want)
+		}
+	})
+}
+
+// While Redis is down, requests are answered at once, and the instance tries at
+// most once a second; a batch that fails wakes the heartbeat.
+func TestDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var counts []int // that were sent since they were last taken
+		take := func() []int {
+			mu.Lock()
+			defer mu.Unlock()
+			defer func() { counts = nil }()
+			return slices.Sorted(slices.Values(counts))
+		}
+		f := &fakeRedis{answer: func(cmd []string) string {
+			mu.Lock()
+			defer mu.Unlock()
+			switch cmd[0] {
+			case "EVALSHA":
+				n, _ := strconv.Atoi(cmd[7])
+				counts = append(counts, n)
+			case "HGETALL":
+				return "*0\r\n"
+			}
+			return ":0\r\n"
+		}}
+		f.gone.Store(true)
+		c := newCounter("host:1", "k", f.server(t, "redis://fake"))
+		end := start(t, c)
+		time.Sleep(10 * time.Second)
+		before := len(f.dials())
+		time.Sleep(10 * time.Second)
+		if n := len(f.dials()) - before; n < 9 || n > 11 {
+			t.Errorf("got %d attempts in 10 s, want about 10", n)
+		}
+		for want := range int64(3) {
+			began := time.Now()
+			if n, _, err := c.next(); n != want+1 || err == nil || time.Since(began) != 0 {
+				t.Errorf("got request %d, %v after %v; want %d and an error at once", n, err, time.Since(began), want+1)
+			}
+		}
+		if err := c.status().notReady; err == nil || err.Error() != "fake:6379: connection refused" {
+			t.Errorf("ready says %v, want fake:6379: connection refused", err)
+		}
+		f.gone.Store(false)
+		time.Sleep(time.Second)
+		if sent := take(); len(sent) == 0 || sent[len(sent)-1] != 3 || !c.status().up {
+			t.Errorf("got counts %d once Redis was up; want one of 3, which were owed", sent)
+		}
+		time.Sleep(10 * time.Second)
+		if n := len(take()); n != 10*connections {
+			t.Errorf("got %d heartbeats in 10 s, want 10 of each connection", n)
+		}
+		for range connections {
+			conn := <-c.pool
+			conn.close()
+			c.pool <- conn
+		}
+		f.gone.Store(true)
+		time.AfterFunc(1050*time.Millisecond, func() { f.gone.Store(false) })
+		if _, _, err := c.next(); err == nil {
+			t.Error("got no error, want one")
+		}
+		time.Sleep(300 * time.Millisecond)
+		if !c.status().up {
+			t.Error("the heartbeat slept on after a batch failed")
+		}
+		end()
+	})
+}
+
+// What is owed at the end is told while Redis comes back within the time given.
+func TestEndWhileRedisIsAway(t *testing.T) {
+	t.Parallel()
+	url := startRedis(t)
+	p := newProxy(t, url)
+	key := newKey(t, url)
+	s := mustParse(t, url, 50*time.Millisecond)
+	s.addr = p.Addr().String()
+	p.set(refuse)
+	c := newCounter("host:1", key, s)
+	end := start(t, c)
+	for range 7 {
+		c.next()
+	}
+	time.AfterFunc(300*time.Millisecond, func() { p.set(none) })
+	end()
+	if n := redisTotal(t, url, key); n != 7 {
+		t.Errorf("got the total %d, want 7", n)
+	}
+	if n := askRedis(t, url, "HLEN", "{"+key+"}:instances"); n != 0 {
+		t.Errorf("the ledger has %d entries, want 0", n)
+	}
+}
+
+// What ended instances have counted outlives Redis' memory, as long as one
+// instance lives that has learned of them.
+func TestEndedOutliveMemory(t *testing.T) {
+	t.Parallel()
+	url := startRedis(t)
+	key := newKey(t, url)
+	var counters []*counter
+	for i := range 5 {
+		counters = append(counters, newCounter("host:"+strconv.Itoa(i), key, mustParse(t, url, 5*time.Second)))
+	}
+	for i := range 101 {
+		counters[i%5].next()
+	}
+	given, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	for i := 4; i > 0; i-- {
+		counters[i].end(given)
+		for _, c := range counters[:i] {
+			c.heartbeat()
+		}
+		forget(t, url, key)
+		for _, c := range counters[:i] {
+			c.heartbeat()
+		}
+		if n := redisTotal(t, url, key); n != 101 {
+			t.Errorf("with %d instances left: got the total %d, want 101", i, n)
+		}
+	}
+	if _, n, err := counters[0].next(); n != 102 || err != nil {
+		t.Errorf("got %d, %v; want 102", n, err)
+	}
+}
+
+// Numbers beyond what Lua would write as 1e+08 or in 14 digits stay exact.
+func TestLargeNumbers(t *testing.T) {
+	t.Parallel()
+	url := startRedis(t)
+	for _, n := range []int64{99_999_999, 999_999_999_999_999, 1<<53 - 3} {
+		key := newKey(t, url)
+		c := newCounter("host:1", key, mustParse(t, url, 5*time.Second))
+		c.n, c.owed = n, n
+		if i, total, err := c.next(); i != n+1 || total != n+1 || err != nil {
+			t.Errorf("after %d: got %d, %d, %v", n, i, total, err)
+		}
+		c.end(t.Context())
+		forget(t, url, key)
+		c = newCounter("host:2", key, mustParse(t, url, 5*time.Second))
+		c.ended["host:1/X"] = strconv.FormatInt(n+1, 10)
+		c.heartbeat()
+		if _, total, err := c.next(); total != n+2 || err != nil {
+			t.Errorf("after %d that an ended instance had counted: got %d, %v", n+1, total, err)
+		}
 	}
 }

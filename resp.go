@@ -144,8 +144,8 @@ func parseRedisURL(rawURL string, timeout time.Duration) (*redisServer, error) {
 		return nil, errors.New("invalid port: want 1 to 65535")
 	}
 	s.addr = net.JoinHostPort(u.Hostname(), port)
-	user := u.User.Username()
-	switch password, ok := u.User.Password(); {
+	password, ok := u.User.Password()
+	switch user := u.User.Username(); {
 	case user != "" && !ok:
 		return nil, errors.New("user without a password: want user:password@, or :password@ for a password alone")
 	case user != "":
@@ -203,11 +203,11 @@ return reached`
 // what its entries in the ledger lack of that, and removes those. A second time
 // it does nothing.
 const endScript = `local total, ledger, ended = KEYS[1], KEYS[2], KEYS[3]
-local id, count, connections = ARGV[1], ARGV[2], ARGV[3]
-local added = 0 + count
-if redis.call('HSETNX', ended, id, count) == 0 then
+local id, count, connections = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+if redis.call('HSETNX', ended, id, string.format('%d', count)) == 0 then
 	return 0
 end
+local added = count
 for i = 1, connections do
 	local entry = redis.call('HGET', ledger, id .. '/' .. i)
 	if entry then
@@ -337,11 +337,10 @@ func (c *conn) shareEnded(known map[string]string) error {
 		known[fields[i]] = fields[i+1]
 	}
 	for id, count := range known {
-		if there[id] {
-			continue
-		}
-		if err := c.end(id, count); err != nil {
-			return err
+		if !there[id] {
+			if err := c.end(id, count); err != nil {
+				return err
+			}
 		}
 	}
 	c.shared = true
@@ -358,7 +357,7 @@ func do[T any](c *conn, deadline time.Time, read func(*bufio.Reader) (T, error),
 		c.nc.SetDeadline(deadline)
 		reply, err = exchange(c, read, args...)
 	}
-	if err != nil && !isCode(err, "NOSCRIPT") {
+	if err != nil && !(args[0] == "EVALSHA" && isCode(err, "NOSCRIPT")) { // raise goes on with EVAL
 		err = c.fail(err)
 	}
 	return reply, err
@@ -379,13 +378,15 @@ func exchange[T any](c *conn, read func(*bufio.Reader) (T, error), args ...strin
 // tried. The next attempt goes where MOVED points, or back to the server's address.
 func (c *conn) fail(err error) error {
 	next := c.server.addr
-	switch silent := errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || isTimeout(err); {
-	case isCode(err, "MOVED"):
+	if isCode(err, "MOVED") {
 		next = movedAddr(err.Error(), c.addr)
-	case silent && c.nc != nil && !c.answered && c.server.tls == nil:
-		err = fmt.Errorf("%w before any reply: the port may want TLS, rediss://", err)
-	case silent && c.nc != nil && !c.answered:
-		err = fmt.Errorf("%w before any reply: the port may not have TLS, redis://", err)
+	}
+	if c.nc != nil && !c.answered && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || isTimeout(err)) {
+		hint := "the port may want TLS, rediss://"
+		if c.server.tls != nil {
+			hint = "the port may not have TLS, redis://"
+		}
+		err = fmt.Errorf("%w before any reply: %s", err, hint)
 	}
 	err = fmt.Errorf("%s: %w", c.addr, err)
 	c.close()
@@ -435,8 +436,7 @@ func (c *conn) dial(deadline time.Time) error {
 	for _, args := range c.server.hello {
 		if _, err := exchange(c, readReply, args...); err != nil {
 			// Redis quotes the arguments of a command that it does not know.
-			said, _, quoted := strings.Cut(err.Error(), ", with args")
-			if quoted {
+			if said, _, quoted := strings.Cut(err.Error(), ", with args"); quoted {
 				err = redisError(said)
 			}
 			return fmt.Errorf("%s: %w", args[0], err)

@@ -4,14 +4,16 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http/httptest"
+	"os"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,774 +26,16 @@ import (
 	"github.com/alicebob/miniredis/v2"
 )
 
-// startRedis returns the URL of a Redis: a miniredis of the test's own, or the
-// server at REDIS_URL, which all tests then share under keys of their own.
-func startRedis(t *testing.T) string {
-	if realRedis != "" {
-		return realRedis
-	}
-	return "redis://" + miniredis.RunT(t).Addr()
-}
-
-func mustParse(t testing.TB, url string, timeout time.Duration) *redis {
-	t.Helper()
-	r, err := parseRedisURL(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.timeout = timeout
-	return r
-}
-
-// newKey returns a key that no other test uses, deleted at the end.
-func newKey(t *testing.T, url string) string {
-	key := "test:" + rand.Text()
-	t.Cleanup(func() { empty(t, url, key) })
-	return key
-}
-
-func newConn(r *redis) *conn { return &conn{redis: r, addr: r.addr} }
-
-// empty makes Redis forget what it knows of key, as a restart would.
-func empty(t *testing.T, url, key string) {
-	c := newConn(mustParse(t, url, 5*time.Second))
-	defer c.drop()
-	if _, err := c.ask(false, "DEL", key, "{"+key+"}:instances"); err != nil && !t.Failed() {
-		t.Errorf("DEL: %v", err)
-	}
-}
-
-// total returns the total at key.
-func total(t *testing.T, url, key string) int64 {
-	t.Helper()
-	c := newConn(mustParse(t, url, 5*time.Second))
-	defer c.drop()
-	n, err := c.ask(false, "INCRBY", key, "0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
-// start runs c until the test ends.
-func start(t *testing.T, c *counter) {
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	wg.Go(func() { c.run(ctx) })
-	t.Cleanup(func() { cancel(); wg.Wait() })
-}
-
-// A proxy passes bytes between clients and Redis, and has faults to order.
-type proxy struct {
-	net.Listener
-
-	mu     sync.Mutex
-	moved  *sync.Cond
-	fault  fault
-	target string
-	conns  map[net.Conn]bool
-}
-
-type fault int
-
-const (
-	none    fault = iota
-	refuse        // connections are reset
-	swallow       // commands pass, replies vanish
-	vanish        // nothing passes in either direction
-	hold          // nothing passes until the fault ends; then all does, though the client may be gone
-)
-
-func newProxy(t *testing.T, url string) *proxy {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &proxy{Listener: l, target: mustParse(t, url, 0).addr, conns: map[net.Conn]bool{}}
-	p.moved = sync.NewCond(&p.mu)
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			down, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() { p.serve(down) })
-		}
-	})
-	t.Cleanup(func() { l.Close(); p.set(none); p.reset(); wg.Wait() })
-	return p
-}
-
-func (p *proxy) set(f fault) {
-	p.mu.Lock()
-	p.fault = f
-	p.mu.Unlock()
-	p.moved.Broadcast()
-	if f == refuse {
-		p.reset()
-	}
-}
-
-// reset resets every connection.
-func (p *proxy) reset() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for c := range p.conns {
-		c.(*net.TCPConn).SetLinger(0)
-		c.Close()
-	}
-}
-
-// redirect hands the address over to another server.
-func (p *proxy) redirect(target string) {
-	p.mu.Lock()
-	p.target = target
-	p.mu.Unlock()
-	p.reset()
-}
-
-func (p *proxy) serve(down net.Conn) {
-	p.mu.Lock()
-	target := p.target
-	p.mu.Unlock()
-	up, err := net.Dial("tcp", target)
-	if err != nil {
-		down.Close()
-		return
-	}
-	p.mu.Lock()
-	p.conns[down] = true
-	refused := p.fault == refuse
-	p.mu.Unlock()
-	if refused {
-		p.reset()
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() { p.copy(up, down, true) })
-	wg.Go(func() { p.copy(down, up, false) })
-	wg.Wait()
-	p.mu.Lock()
-	delete(p.conns, down)
-	p.mu.Unlock()
-}
-
-func (p *proxy) copy(to, from net.Conn, command bool) {
-	defer to.Close()
-	buf := make([]byte, 64<<10)
-	for {
-		n, err := from.Read(buf)
-		p.mu.Lock()
-		for p.fault == hold {
-			p.moved.Wait()
-		}
-		f := p.fault
-		p.mu.Unlock()
-		if n > 0 && (f == none || f == swallow && command) {
-			to.Write(buf[:n])
-		}
-		if err != nil {
-			return
-		}
-	}
-}
-
-// tally is what the clients of one counter were told.
-type tally struct {
-	mu       sync.Mutex
-	instance []int64
-	cluster  []int64 // of those answered with one
-}
-
-// load has 8 clients ask c until stop is closed.
-func load(c *counter, stop <-chan struct{}) *tally {
-	var t tally
-	var wg sync.WaitGroup
-	for range 8 {
-		wg.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				case <-time.After(time.Millisecond):
-				}
-				n, total, err := c.next()
-				t.mu.Lock()
-				t.instance = append(t.instance, n)
-				if err == nil {
-					t.cluster = append(t.cluster, total)
-				}
-				t.mu.Unlock()
-			}
-		})
-	}
-	wg.Wait()
-	return &t
-}
-
-// oneTo fails the test unless numbers holds 1 … k, each once.
-func oneTo(t *testing.T, what string, numbers []int64) {
-	t.Helper()
-	slices.Sort(numbers)
-	for i, n := range numbers {
-		if n != int64(i+1) {
-			t.Fatalf("%s's numbers are not 1 … %d: number %d in order is %d", what, len(numbers), i+1, n)
-		}
-	}
-}
-
-// distinct returns how many different numbers there are.
-func distinct(numbers []int64) int {
-	return len(slices.Compact(slices.Sorted(slices.Values(numbers))))
-}
-
-// Whatever happens to Redis and to the network, the total ends up as the
-// number of requests answered, and each instance's numbers have no gap.
-func TestFaults(t *testing.T) {
-	const short, long = 100 * time.Millisecond, 5 * time.Second
-	lasts := func(f fault, d time.Duration) func(*proxy, func()) {
-		return func(p *proxy, _ func()) { p.set(f); time.Sleep(d); p.set(none) }
-	}
-	for _, tt := range []struct {
-		name    string
-		timeout time.Duration
-		fault   func(p *proxy, empty func())
-		loses   bool // Redis loses its memory: numbers may repeat
-		fails   bool // some requests must be answered without a number; else none may be
-	}{
-		{"reset in mid-flight", long, func(p *proxy, _ func()) {
-			for range 20 {
-				p.reset()
-				time.Sleep(5 * time.Millisecond)
-			}
-		}, false, false},
-		{"reply swallowed", 2 * time.Second, func(p *proxy, _ func()) {
-			p.set(swallow)
-			time.Sleep(50 * time.Millisecond)
-			p.reset()
-			p.set(none)
-		}, false, false},
-		{"delivered after the client gave up", short, lasts(hold, 3*short), false, true},
-		{"refused for less than the timeout", long, lasts(refuse, 200*time.Millisecond), false, false},
-		{"refused for more than the timeout", short, lasts(refuse, 3*short), false, true},
-		{"black-holed for less than the timeout", 2 * time.Second, lasts(vanish, 500*time.Millisecond), false, false},
-		{"black-holed for more than the timeout", short, lasts(vanish, 3*short), false, true},
-		{"emptied", long, func(_ *proxy, empty func()) {
-			for range 10 {
-				empty()
-				time.Sleep(10 * time.Millisecond)
-			}
-		}, true, false},
-		{"gone and back empty, for less than the timeout", long, func(p *proxy, empty func()) {
-			p.set(refuse)
-			empty()
-			time.Sleep(100 * time.Millisecond)
-			p.set(none)
-		}, true, false},
-		{"gone and back empty, for more than the timeout", short, func(p *proxy, empty func()) {
-			p.set(refuse)
-			empty()
-			time.Sleep(3 * short)
-			p.set(none)
-		}, true, true},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			url := startRedis(t)
-			p := newProxy(t, url)
-			key := newKey(t, url)
-			r := mustParse(t, url, tt.timeout)
-			r.addr = p.Addr().String()
-			faulty := newCounter("faulty:1", key, r)
-			steady := newCounter("steady:1", key, mustParse(t, url, long))
-			start(t, faulty)
-			start(t, steady)
-
-			stop := make(chan struct{})
-			var tallies [2]*tally
-			var wg sync.WaitGroup
-			for i, c := range []*counter{faulty, steady} {
-				wg.Go(func() { tallies[i] = load(c, stop) })
-			}
-			time.Sleep(50 * time.Millisecond)
-			tt.fault(p, func() { empty(t, url, key) })
-			time.Sleep(150 * time.Millisecond)
-			close(stop)
-			wg.Wait()
-
-			for _, c := range []*counter{faulty, steady} {
-				for c.heartbeat(); !c.stats().up; c.heartbeat() {
-				}
-			}
-			f, s := tallies[0], tallies[1]
-			if got, want := total(t, url, key), int64(len(f.instance)+len(s.instance)); got != want {
-				t.Errorf("total %d after %d requests", got, want)
-			}
-			oneTo(t, "the faulty instance", f.instance)
-			oneTo(t, "the steady instance", s.instance)
-			if failed := len(f.instance) - len(f.cluster); (failed > 0) != tt.fails {
-				t.Errorf("%d of %d requests were answered without the cluster's number", failed, len(f.instance))
-			}
-			if len(s.cluster) != len(s.instance) {
-				t.Errorf("the steady instance failed %d requests", len(s.instance)-len(s.cluster))
-			}
-			all := slices.Concat(f.cluster, s.cluster)
-			if n := distinct(all); n != len(all) && !tt.loses {
-				t.Errorf("%d numbers for %d answers", n, len(all))
-			}
-		})
-	}
-}
-
-// A heartbeat that flies while requests wait takes none of their numbers.
-func TestHeartbeatBetweenGatheringAndCut(t *testing.T) {
-	t.Parallel()
-	url := startRedis(t)
-	c := newCounter("host:1", newKey(t, url), mustParse(t, url, 5*time.Second))
-	conn := <-c.pool
-	type numbers struct{ instance, cluster int64 }
-	got := make(chan numbers, 2)
-	for range 2 {
-		go func() {
-			n, total, _ := c.next()
-			got <- numbers{n, total}
-		}()
-	}
-	for gathered := int64(0); gathered < 2; {
-		c.mu.Lock()
-		gathered = c.gathering.size
-		c.mu.Unlock()
-	}
-	c.fly(conn, newFlight())
-	if s := c.stats(); s.instance != 0 || s.cluster != 0 || !s.up {
-		t.Errorf("after the heartbeat: %+v", s)
-	}
-	c.pool <- conn
-	a, b := <-got, <-got
-	if a.instance+b.instance != 3 || a.cluster+b.cluster != 3 || a.instance == b.instance {
-		t.Errorf("got %v and %v, want 1 and 2", a, b)
-	}
-}
-
-// An instance without requests sees those of the others.
-func TestHeartbeatSeesTheCluster(t *testing.T) {
-	t.Parallel()
-	url := startRedis(t)
-	key := newKey(t, url)
-	busy := newCounter("busy:1", key, mustParse(t, url, 5*time.Second))
-	idle := newCounter("idle:1", key, mustParse(t, url, 5*time.Second))
-	for range 3 {
-		busy.next()
-	}
-	idle.heartbeat()
-	if s := idle.stats(); s != (stats{0, 3, true}) {
-		t.Errorf("the idle instance sees %+v", s)
-	}
-}
-
-// What the script adds and answers, whatever Redis holds and in whatever order
-// commands arrive. Each step goes on from the one before it.
-func TestScript(t *testing.T) {
-	t.Parallel()
-	url := startRedis(t)
-	key := newKey(t, url)
-	ledger := "{" + key + "}:instances"
-	conn := newConn(mustParse(t, url, 5*time.Second))
-	t.Cleanup(conn.drop)
-	flight := func(count, added, expected string) []string {
-		return []string{"EVALSHA", scriptSHA, "2", key, ledger, "host:1/X", count, added, expected}
-	}
-	for _, step := range []struct {
-		what          string
-		cmd           []string
-		answer, total int64
-	}{
-		{"a first heartbeat", flight("0", "0", "0 0"), 0, 0},
-		{"a first flight", flight("5", "5", "0 0"), 5, 5},
-		{"the same again", flight("5", "5", "0 0"), 5, 5},
-		{"the next one", flight("7", "2", "5 5"), 7, 7},
-		{"the first one, late", flight("5", "5", "0 0"), 7, 7},
-		{"others", []string{"INCRBY", key, "10"}, 17, 17},
-		{"the second one again", flight("7", "2", "5 5"), 7, 17},
-		{"a heartbeat", flight("7", "0", "7 7"), 17, 17},
-		{"others", []string{"INCRBY", key, "10"}, 27, 27},
-		{"the heartbeat again", flight("7", "0", "7 7"), 17, 27},
-		{"a flight that takes a failed one along", flight("10", "3", "7 17"), 30, 30},
-		{"a flight that does not know of the last one", flight("11", "4", "7 17"), 31, 31},
-		{"an older entry and total, as after a failover", []string{"HSET", ledger, "host:1/X", "6 26"}, 0, 31},
-		{"a flight then", flight("12", "1", "11 31"), 37, 37},
-		{"Redis forgets", []string{"DEL", key, ledger}, 2, 0},
-		{"a heartbeat then", flight("12", "0", "12 37"), 12, 12},
-		{"the ledger forgets this instance only", []string{"HDEL", ledger, "host:1/X"}, 1, 12},
-		{"a process without requests starts", flight("0", "0", "0 0"), 12, 12},
-	} {
-		answer, err := conn.ask(false, step.cmd...)
-		if total := total(t, url, key); answer != step.answer || total != step.total || err != nil {
-			t.Errorf("%s: answer %d, total %d, %v; want %d and %d", step.what, answer, total, err, step.answer, step.total)
-		}
-	}
-}
-
-// Numbers beyond what Lua would write as 1e+08 or in 14 digits stay exact.
-func TestLargeNumbers(t *testing.T) {
-	t.Parallel()
-	url := startRedis(t)
-	for _, n := range []int64{99_999_999, 999_999_999_999_999, 1<<53 - 2} {
-		c := newCounter("host:1", newKey(t, url), mustParse(t, url, 5*time.Second))
-		c.n = n
-		if i, total, err := c.next(); i != n+1 || total != n+1 || err != nil {
-			t.Errorf("after %d: %d, %d, %v", n, i, total, err)
-		}
-	}
-}
-
-// The end of a run counts what is left and strikes the instance from the ledger.
-func TestCleanExit(t *testing.T) {
-	t.Parallel()
-	url := startRedis(t)
-	key := newKey(t, url)
-	c := newCounter("host:1", key, mustParse(t, url, 5*time.Second))
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() { c.run(ctx); close(done) }()
-	c.next()
-	c.mu.Lock()
-	c.n++ // a request that was answered 503 and not yet counted
-	c.mu.Unlock()
-	cancel()
-	<-done
-	if n := total(t, url, key); n != 2 {
-		t.Errorf("total %d, want 2", n)
-	}
-	conn := newConn(mustParse(t, url, 5*time.Second))
-	defer conn.drop()
-	if n, err := conn.ask(false, "HLEN", c.ledger); n != 0 || err != nil {
-		t.Errorf("the ledger has %d entries, %v", n, err)
-	}
-}
-
-// answerRESP answers each command on nc as answer says, until nc is closed.
-func answerRESP(nc net.Conn, answer func(cmd []string) string) {
-	defer nc.Close()
-	r := bufio.NewReader(nc)
-	line := func() string { s, _ := r.ReadString('\n'); return strings.TrimRight(s, "\r\n") }
-	for {
-		n, err := strconv.Atoi(strings.TrimPrefix(line(), "*"))
-		if err != nil {
-			return
-		}
-		cmd := make([]string, n)
-		for i := range cmd {
-			size, _ := strconv.Atoi(strings.TrimPrefix(line(), "$"))
-			arg := make([]byte, size+2)
-			if _, err := io.ReadFull(r, arg); err != nil {
-				return
-			}
-			cmd[i] = string(arg[:size])
-		}
-		if _, err := io.WriteString(nc, answer(cmd)); err != nil {
-			return
-		}
-	}
-}
-
-// fakeRedis returns a Redis for a synctest bubble: it shakes hands, and evalsha
-// answers the rest.
-func fakeRedis(timeout time.Duration, evalsha func() string) *redis {
-	return &redis{addr: "fake:6379", timeout: timeout, dial: func(context.Context, string, string) (net.Conn, error) {
-		client, server := net.Pipe()
-		go answerRESP(server, func(cmd []string) string {
-			if cmd[0] == "SCRIPT" {
-				return "$40\r\n" + scriptSHA + "\r\n"
-			}
-			return evalsha()
-		})
-		return client, nil
-	}}
-}
-
-// Error replies that pass are asked again within the timeout, others are not.
-func TestErrorReplies(t *testing.T) {
-	for _, tt := range []struct {
-		reply   string
-		retried bool
-	}{
-		{"-READONLY You can't write against a read only replica.", true},
-		{"-LOADING Redis is loading the dataset in memory", true},
-		{"-MASTERDOWN Link with MASTER is down", true},
-		{"-CLUSTERDOWN The cluster is down", true},
-		{"-TRYAGAIN Multiple keys request during rehashing of slot", true},
-		{"-NOSCRIPT No matching script.", true},
-		{"-ASK 866 10.0.0.2:6379", true},
-		{"-MOVED 866 10.0.0.2:6379", true},
-		{"-MOVED 866 :6380", true},
-		{"-MOVED 866 nonsense", false},
-		{"-WRONGTYPE Operation against a key holding the wrong kind of value", false},
-		{"-NOPERM this user has no permissions", false},
-		{"-", false},
-		{"+OK", true},
-		{"$-1", true},
-		{":12a", true},
-		{":" + strings.Repeat("1", maxLine), true},
-	} {
-		t.Run(tt.reply[:min(len(tt.reply), 20)], func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				var asked atomic.Int64
-				c := newConn(fakeRedis(time.Second, func() string {
-					if asked.Add(1) == 1 {
-						return tt.reply + "\r\n"
-					}
-					return ":7\r\n"
-				}))
-				n, err := c.ask(false, "EVALSHA")
-				c.drop()
-				if retried := err == nil && n == 7 && asked.Load() == 2; retried != tt.retried {
-					t.Errorf("asked %d times: %d, %v", asked.Load(), n, err)
-				}
-			})
-		})
-	}
-}
-
-// A flight ends with the timeout, whether Redis refuses or is silent.
-func TestTimeout(t *testing.T) {
-	for _, tt := range []struct {
-		name string
-		dial func(ctx context.Context, _, _ string) (net.Conn, error)
-	}{
-		{"refused", func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("refused") }},
-		{"no answer to SYN", func(ctx context.Context, _, _ string) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() }},
-		{"no answer to a command", func(context.Context, string, string) (net.Conn, error) {
-			client, server := net.Pipe()
-			go io.Copy(io.Discard, server)
-			return client, nil
-		}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				c := newCounter("host:1", "k", &redis{addr: "fake:6379", timeout: time.Second, dial: tt.dial})
-				began := time.Now()
-				_, _, err := c.next()
-				if took := time.Since(began); err == nil || took < 900*time.Millisecond || took > time.Second {
-					t.Errorf("ended after %v: %v", took, err)
-				}
-				began = time.Now()
-				n, _, err := c.next()
-				if took := time.Since(began); err == nil || took != 0 || n != 2 {
-					t.Errorf("while down, request %d was answered after %v: %v", n, took, err)
-				}
-			})
-		})
-	}
-}
-
-// The requests that wait behind a failing flight fail with it.
-func TestFailureTakesTheWaiting(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		refused := func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("refused") }
-		c := newCounter("host:1", "k", &redis{addr: "fake:6379", timeout: time.Second, dial: refused})
-		began := time.Now()
-		var wg sync.WaitGroup
-		for i := range 3 {
-			wg.Go(func() {
-				time.Sleep(time.Duration(i) * 100 * time.Millisecond)
-				if i == 1 {
-					c.heartbeat() // waits for the connection ahead of the last request
-				} else if _, _, err := c.next(); err == nil || time.Since(began) > time.Second {
-					t.Errorf("request %d ended after %v: %v", i, time.Since(began), err)
-				}
-			})
-		}
-		wg.Wait()
-		if n := c.stats().instance; n != 2 {
-			t.Errorf("%d requests counted, want 2", n)
-		}
-	})
-}
-
-// A heartbeat flies each second while Redis answers, each 100 ms while it is down.
-func TestHeartbeatPace(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var beats atomic.Int64
-		c := newCounter("host:1", "k", fakeRedis(time.Second, func() string { beats.Add(1); return ":0\r\n" }))
-		ctx, cancel := context.WithCancel(t.Context())
-		go c.run(ctx)
-		time.Sleep(10500 * time.Millisecond)
-		if n := beats.Load(); n != 11 {
-			t.Errorf("%d heartbeats in 10.5 s", n)
-		}
-		if err := c.ready(); err != nil {
-			t.Error(err)
-		}
-		cancel()
-		synctest.Wait()
-	})
-	synctest.Test(t, func(t *testing.T) {
-		var dials atomic.Int64
-		r := &redis{addr: "fake:6379", timeout: time.Second, dial: func(context.Context, string, string) (net.Conn, error) {
-			dials.Add(1)
-			return nil, errors.New("refused")
-		}}
-		c := newCounter("host:1", "k", r)
-		ctx, cancel := context.WithCancel(t.Context())
-		go c.run(ctx)
-		if err := c.ready(); err == nil {
-			t.Error("ready before Redis has answered")
-		}
-		time.Sleep(2 * time.Second)
-		dials.Store(0)
-		time.Sleep(10 * time.Second)
-		if n := dials.Load(); n < 95 || n > 105 {
-			t.Errorf("%d attempts in 10 s", n)
-		}
-		if err := c.ready(); err == nil || err.Error() != "refused" {
-			t.Errorf("ready says %v", err)
-		}
-		cancel()
-		time.Sleep(5 * time.Second)
-	})
-}
-
-// MOVED is followed, and forgotten once the node that it named is gone.
-func TestMoved(t *testing.T) {
-	t.Parallel()
-	owner := miniredis.RunT(t)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	var target atomic.Value
-	target.Store(owner.Addr())
-	go func() {
-		for {
-			nc, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go answerRESP(nc, func(cmd []string) string {
-				if cmd[0] == "SCRIPT" {
-					return "$40\r\n" + scriptSHA + "\r\n"
-				}
-				return fmt.Sprintf("-MOVED 866 %s\r\n", target.Load())
-			})
-		}
-	}()
-	c := newCounter("host:1", "k", mustParse(t, "redis://"+l.Addr().String(), 5*time.Second))
-	if n, total, err := c.next(); n != 1 || total != 1 || err != nil {
-		t.Errorf("first: %d, %d, %v", n, total, err)
-	}
-	heir := miniredis.RunT(t)
-	target.Store(heir.Addr())
-	owner.Close()
-	if n, total, err := c.next(); n != 2 || total != 2 || err != nil {
-		t.Errorf("after the move: %d, %d, %v", n, total, err)
-	}
-}
-
-func TestAuthAndSelect(t *testing.T) {
-	t.Parallel()
-	m := miniredis.RunT(t)
-	m.RequireUserAuth("ann", "a b@c/d")
-	m.RequireAuth("default")
-	for _, tt := range []struct{ url, want string }{
-		{"redis://ann:a%20b%40c%2Fd@" + m.Addr() + "/3", ""},
-		{"redis://:default@" + m.Addr() + "/3", ""},
-		{"redis://ann:secret@" + m.Addr(), "WRONGPASS"},
-		{"redis://" + m.Addr(), "NOAUTH"},
-	} {
-		_, _, err := newCounter("host:1", "k", mustParse(t, tt.url, 5*time.Second)).next()
-		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
-			t.Errorf("%s: %v, want %s", tt.url, err, tt.want)
-		}
-		if err != nil && strings.Contains(err.Error(), "secret") {
-			t.Errorf("the password is in %q", err)
-		}
-	}
-	if got, err := m.DB(3).Get("k"); got != "2" || err != nil {
-		t.Errorf("database 3 has %q, %v", got, err)
-	}
-}
-
-// A server that does not know AUTH quotes its arguments; the error does not.
-func TestErrorHidesPassword(t *testing.T) {
-	t.Parallel()
-	client, server := net.Pipe()
-	go answerRESP(server, func(cmd []string) string {
-		return "-ERR unknown command 'AUTH', with args beginning with: 'secret'\r\n"
-	})
-	r := mustParse(t, "redis://:secret@host", time.Second)
-	r.dial = func(context.Context, string, string) (net.Conn, error) { return client, nil }
-	c := newConn(r)
-	_, err := c.ask(false, "PING")
-	if err == nil || strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(), "unknown command") {
-		t.Errorf("got %v", err)
-	}
-}
-
-func TestTLS(t *testing.T) {
-	t.Parallel()
-	web := httptest.NewTLSServer(nil) // for its certificate, which is good for 127.0.0.1
-	defer web.Close()
-	m, err := miniredis.RunTLS(&tls.Config{Certificates: web.TLS.Certificates})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer m.Close()
-	r := mustParse(t, "rediss://"+m.Addr(), 10*time.Second)
-	c := newCounter("host:1", "k", r)
-	var unknown x509.UnknownAuthorityError
-	if _, _, err := c.next(); !errors.As(err, &unknown) {
-		t.Errorf("a certificate that the system does not trust: %v", err)
-	}
-	r.tls.RootCAs = x509.NewCertPool()
-	r.tls.RootCAs.AddCert(web.Certificate())
-	c = newCounter("host:1", "k", r)
-	for want := range int64(3) {
-		if n, total, err := c.next(); n != want+1 || total != want+1 || err != nil {
-			t.Errorf("over TLS: %d, %d, %v", n, total, err)
-		}
-	}
-}
-
-func TestParseRedisURL(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct {
-		url, addr string
-		auth      []string
-		db        int
-		tls       string
-	}{
-		{"redis://host", "host:6379", nil, 0, ""},
-		{"redis://host/", "host:6379", nil, 0, ""},
-		{"redis://host:1234/15", "host:1234", nil, 15, ""},
-		{"redis://[::1]:1234", "[::1]:1234", nil, 0, ""},
-		{"redis://[::1]", "[::1]:6379", nil, 0, ""},
-		{"redis://:p%40ss@host", "host:6379", []string{"p@ss"}, 0, ""},
-		{"redis://ann:p%3a%2f@host", "host:6379", []string{"ann", "p:/"}, 0, ""},
-		{"rediss://host", "host:6379", nil, 0, "host"},
-	} {
-		r, err := parseRedisURL(tt.url)
-		if err != nil {
-			t.Errorf("%s: %v", tt.url, err)
-			continue
-		}
-		name := ""
-		if r.tls != nil {
-			name = r.tls.ServerName
-		}
-		if r.addr != tt.addr || !slices.Equal(r.auth, tt.auth) || r.db != tt.db || name != tt.tls {
-			t.Errorf("%s: addr %s, auth %q, db %d, tls %q", tt.url, r.addr, r.auth, r.db, name)
-		}
-	}
-}
-
 func TestAppendCommand(t *testing.T) {
 	t.Parallel()
 	got := appendCommand([]byte("x"), "SET", "", "a\r\nb")
 	if want := "x*3\r\n$3\r\nSET\r\n$0\r\n\r\n$4\r\na\r\nb\r\n"; string(got) != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
+}
+
+func replyReader(reply string) *bufio.Reader {
+	return bufio.NewReaderSize(strings.NewReader(reply), maxLine)
 }
 
 func TestReadInt(t *testing.T) {
@@ -804,99 +48,797 @@ func TestReadInt(t *testing.T) {
 		{":0\r\n", 0, ""},
 		{":-3\r\n", -3, ""},
 		{":9223372036854775807\r\n", 1<<63 - 1, ""},
-		{":9223372036854775808\r\n", 0, "in place of an integer"},
-		{":\r\n", 0, "in place of an integer"},
-		{"\r\n", 0, "in place of an integer"},
-		{":1 \r\n", 0, "in place of an integer"},
-		{"+OK\r\n", 0, "in place of an integer"},
-		{"$1\r\n1\r\n", 0, "in place of an integer"},
-		{"*1\r\n:1\r\n", 0, "in place of an integer"},
-		{":1\n", 0, "without a carriage return"},
+		{":9223372036854775808\r\n", 0, "want ':' and a number"},
+		{":\r\n", 0, "want ':' and a number"},
+		{":1 \r\n", 0, "want ':' and a number"},
+		{"+OK\r\n", 0, "want ':' and a number"},
+		{"$1\r\n1\r\n", 0, "want ':' and a number"},
+		{"*1\r\n:1\r\n", 0, "want ':' and a number"},
+		{"\r\n", 0, "malformed reply line"},
+		{":1\n", 0, "malformed reply line"},
 		{":1", 0, "EOF"},
 		{"", 0, "EOF"},
 		{"-ERR no\r\n", 0, "ERR no"},
-		{strings.Repeat("x", 1<<20), 0, "more than 4096 bytes"},
+		{strings.Repeat("x", 1<<20), 0, "longer than 4096 bytes"},
 	} {
-		n, err := readInt(bufio.NewReaderSize(strings.NewReader(tt.reply), maxLine))
+		n, err := readInt(replyReader(tt.reply))
 		if n != tt.want || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
-			t.Errorf("%.20q: %d, %v; want %d, %q", tt.reply, n, err, tt.want, tt.err)
+			t.Errorf("%.20q: got %d, %v; want %d, %q", tt.reply, n, err, tt.want, tt.err)
 		}
 	}
 }
 
-// A countedConn counts what is sent over it.
-type countedConn struct {
-	net.Conn
-	writes *atomic.Int64
-}
-
-func (c countedConn) Write(b []byte) (int, error) {
-	c.writes.Add(1)
-	return c.Conn.Write(b)
-}
-
-// inParallel calls f, which one of n goroutines makes for itself, b.N times in all.
-func inParallel(b *testing.B, n int, newF func() func()) {
-	var left atomic.Int64
-	left.Store(int64(b.N))
-	fs := make([]func(), n)
-	for i := range fs {
-		fs[i] = newF()
-	}
-	b.ReportAllocs()
-	b.ResetTimer()
-	var wg sync.WaitGroup
-	for _, f := range fs {
-		wg.Go(func() {
-			for left.Add(-1) >= 0 {
-				f()
-			}
-		})
-	}
-	wg.Wait()
-}
-
-// Requests that share flights to a real Redis, by how many wait at a time.
-func BenchmarkFlight(b *testing.B) {
-	needPrograms(b, "redis-server")
-	r := mustParse(b, "redis://"+startServer(b, "nopass").addr(), 5*time.Second)
-	var flights atomic.Int64
-	dial := r.dial
-	r.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		nc, err := dial(ctx, network, addr)
-		return countedConn{nc, &flights}, err
-	}
-	for _, waiting := range []int{1, 16, 256} {
-		b.Run(strconv.Itoa(waiting), func(b *testing.B) {
-			c := newCounter("host:1", "requestcount", r)
-			c.heartbeat()
-			flights.Store(0)
-			inParallel(b, waiting, func() func() {
-				return func() {
-					if _, _, err := c.next(); err != nil {
-						b.Error(err)
-					}
-				}
-			})
-			b.ReportMetric(float64(b.N)/float64(flights.Load()), "requests/flight")
-		})
+func TestReadStrings(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		reply string
+		want  []string
+		err   string // part of the error; empty for none
+	}{
+		{"*0\r\n", nil, ""},
+		{"*-1\r\n", nil, ""},
+		{"*2\r\n$1\r\na\r\n$2\r\nbc\r\n", []string{"a", "bc"}, ""},
+		{"*1\r\n$3\r\na\r\n", nil, "line break"},
+		{"*1\r\n:1\r\n", nil, "want '$' and a number"},
+		{"*2\r\n$1\r\na\r\n", nil, "EOF"},
+		{":1\r\n", nil, "want '*' and a number"},
+		{"-NOPERM no\r\n", nil, "NOPERM no"},
+	} {
+		got, err := readStrings(replyReader(tt.reply))
+		if !reflect.DeepEqual(got, tt.want) || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+			t.Errorf("%q: got %q, %v; want %q, %q", tt.reply, got, err, tt.want, tt.err)
+		}
 	}
 }
 
-// Whatever a peer sends, the reader returns an error or the integer that it sent.
-func FuzzReadInt(f *testing.F) {
-	for _, seed := range []string{":1\r\n", "-ERR\r\n", "$40\r\n", ":-0\r\n", "\n", ":1\n", strings.Repeat("9", maxLine+1)} {
+// Whatever a peer sends, the readers return an error or what it sent.
+func FuzzReadReply(f *testing.F) {
+	for _, seed := range []string{":1\r\n", "-ERR\r\n", "*1\r\n$1\r\na\r\n", ":-0\r\n", "\n", ":1\n", strings.Repeat("9", maxLine+1)} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, reply []byte) {
-		n, err := readInt(bufio.NewReaderSize(bytes.NewReader(reply), maxLine))
-		line, _, ended := bytes.Cut(reply, []byte("\r\n"))
-		if err == nil {
-			sent, bad := strconv.ParseInt(string(bytes.TrimPrefix(line, []byte(":"))), 10, 64)
-			if !ended || bad != nil || sent != n || reply[0] != ':' {
+		if n, err := readInt(replyReader(string(reply))); err == nil {
+			line, _, ended := bytes.Cut(reply, []byte("\r\n"))
+			if sent, bad := strconv.ParseInt(string(line[1:]), 10, 64); !ended || bad != nil || sent != n || reply[0] != ':' {
 				t.Errorf("%q read as %d", reply, n)
 			}
 		}
-		expect(bufio.NewReaderSize(bytes.NewReader(reply), maxLine), "$40", scriptSHA)
+		if all, err := readStrings(replyReader(string(reply))); err == nil && len(strings.Join(all, "")) > len(reply) {
+			t.Errorf("%q read as %q", reply, all)
+		}
 	})
+}
+
+func TestParseRedisURL(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		url   string
+		addr  string
+		hello [][]string
+		tls   string // name to verify
+	}{
+		{url: "redis://host", addr: "host:6379"},
+		{url: "redis://host/", addr: "host:6379"},
+		{url: "redis://host/0", addr: "host:6379"},
+		{url: "valkey://host:1234/15", addr: "host:1234", hello: [][]string{{"SELECT", "15"}}},
+		{url: "redis://[::1]:1234", addr: "[::1]:1234"},
+		{url: "redis://[::1]", addr: "[::1]:6379"},
+		{url: "redis://:p%40ss@host", addr: "host:6379", hello: [][]string{{"AUTH", "p@ss"}}},
+		{url: "redis://ann:p%3a%2f@host/2", addr: "host:6379", hello: [][]string{{"AUTH", "ann", "p:/"}, {"SELECT", "2"}}},
+		{url: "rediss://host", addr: "host:6379", tls: "host"},
+		{url: "valkeys://10.0.0.1", addr: "10.0.0.1:6379", tls: "10.0.0.1"},
+	} {
+		s := mustParse(t, tt.url, time.Second)
+		name := ""
+		if s.tls != nil {
+			name = s.tls.ServerName
+		}
+		if s.addr != tt.addr || !reflect.DeepEqual(s.hello, tt.hello) || name != tt.tls || s.timeout != time.Second {
+			t.Errorf("%s: got addr %s, hello %q, tls %q; want %s, %q, %q", tt.url, s.addr, s.hello, name, tt.addr, tt.hello, tt.tls)
+		}
+	}
+}
+
+// What the scripts add and answer, whatever Redis holds and in whatever order
+// commands arrive. Each step goes on from the one before it.
+func TestScript(t *testing.T) {
+	t.Parallel()
+	url := startRedis(t)
+	key := newKey(t, url)
+	keys := []string{"3", key, "{" + key + "}:instances", "{" + key + "}:ended"}
+	redis := newConn(mustParse(t, url, 5*time.Second), key, "")
+	t.Cleanup(redis.close)
+	run := func(cmd ...string) (int64, error) { return do(redis, time.Now().Add(5*time.Second), readInt, cmd...) }
+	raise := func(count, added, expected string) []string {
+		return append([]string{"EVAL", script}, append(keys, "host:1/X/1", count, added, expected)...)
+	}
+	end := func(count string) []string {
+		return append([]string{"EVAL", endScript}, append(keys, "host:1/X", count, "8")...)
+	}
+	refusing := raise("15", "3", "12 37")
+	refusing[1] = strings.ReplaceAll(script, "'HSET'", "'REFUSED'")
+
+	for _, step := range []struct {
+		name          string
+		cmd           []string
+		answer, total int64
+		err           string // part of the error; empty for none
+	}{
+		{"a first heartbeat", raise("0", "0", "0 0"), 0, 0, ""},
+		{"a first batch", raise("5", "5", "0 0"), 5, 5, ""},
+		{"the same again", raise("5", "5", "0 0"), 5, 5, ""},
+		{"the next one", raise("7", "2", "5 5"), 7, 7, ""},
+		{"the first one, late", raise("5", "5", "0 0"), 7, 7, ""},
+		{"others", []string{"INCRBY", key, "10"}, 17, 17, ""},
+		{"the second one again", raise("7", "2", "5 5"), 7, 17, ""},
+		{"a heartbeat", raise("7", "0", "7 7"), 17, 17, ""},
+		{"others", []string{"INCRBY", key, "10"}, 27, 27, ""},
+		{"the heartbeat again", raise("7", "0", "7 7"), 17, 27, ""},
+		{"a batch that takes a failed one along", raise("10", "3", "7 17"), 30, 30, ""},
+		{"a batch that does not know of the last one", raise("11", "4", "7 17"), 31, 31, ""},
+		{"an older entry and total, as after a failover", []string{"HSET", keys[2], "host:1/X/1", "6 26"}, 0, 31, ""},
+		{"a batch then", raise("12", "1", "11 31"), 37, 37, ""},
+		{"a batch whose HSET is refused", refusing, 0, 37, "nknown"},
+		{"Redis forgets", []string{"DEL", keys[1], keys[2]}, 2, 0, ""},
+		{"a heartbeat then", raise("12", "0", "12 37"), 12, 12, ""},
+		{"the ledger forgets this connection only", []string{"HDEL", keys[2], "host:1/X/1"}, 1, 12, ""},
+		{"a process without requests starts", raise("0", "0", "0 0"), 12, 12, ""},
+		{"it counts, as another connection does", raise("4", "4", "0 12"), 16, 16, ""},
+		{"the instance ends, three of its requests not told", end("7"), 1, 19, ""},
+		{"the ledger has no entry of it", []string{"HLEN", keys[2]}, 0, 19, ""},
+		{"it is told again", end("7"), 0, 19, ""},
+		{"a command of the ended instance, late", raise("7", "3", "4 16"), 0, 19, "ENDED"},
+		{"Redis forgets", []string{"DEL", keys[1], keys[2], keys[3]}, 2, 0, ""},
+		{"a command of the ended instance, late", raise("7", "3", "4 16"), 7, 7, ""},
+		{"another instance tells of the end", end("7"), 1, 7, ""},
+	} {
+		answer, err := run(step.cmd...)
+		if step.err != "" && (err == nil || !strings.Contains(err.Error(), step.err)) || step.err == "" && err != nil {
+			t.Errorf("%s: %v, want %q", step.name, err, step.err)
+		}
+		if total := redisTotal(t, url, key); answer != step.answer || total != step.total {
+			t.Errorf("%s: got answer %d, total %d; want %d and %d", step.name, answer, total, step.answer, step.total)
+		}
+	}
+}
+
+// A fakeRedis answers commands for a synctest bubble, over net.Pipe.
+type fakeRedis struct {
+	answer func(cmd []string) string // a reply; none for silence
+	refuse func() error              // of a dial; nil for none
+	gone   atomic.Bool               // it refuses all
+	deaf   bool                      // it reads and answers nothing
+
+	mu     sync.Mutex
+	dialed []string // addresses
+}
+
+// server returns how to reach it, with the timeout 1 s.
+func (f *fakeRedis) server(t *testing.T, url string) *redisServer {
+	s := mustParse(t, url, time.Second)
+	s.dial = func(ctx context.Context, _, addr string) (net.Conn, error) {
+		f.mu.Lock()
+		f.dialed = append(f.dialed, addr)
+		f.mu.Unlock()
+		if f.gone.Load() {
+			return nil, errors.New("connection refused")
+		}
+		if f.refuse != nil {
+			return nil, f.refuse()
+		}
+		client, server := net.Pipe()
+		go f.serve(server)
+		return client, nil
+	}
+	return s
+}
+
+func (f *fakeRedis) dials() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.dialed)
+}
+
+func (f *fakeRedis) serve(nc net.Conn) {
+	defer nc.Close()
+	if f.deaf {
+		io.Copy(io.Discard, nc)
+	}
+	r := bufio.NewReader(nc)
+	for {
+		cmd, err := readStringsOf(r)
+		if err != nil {
+			return
+		}
+		reply := f.answer(cmd)
+		if reply == "close" {
+			return
+		}
+		if _, err := io.WriteString(nc, reply); err != nil {
+			return
+		}
+	}
+}
+
+// readStringsOf reads a command, whose arguments may have line breaks.
+func readStringsOf(r *bufio.Reader) (cmd []string, err error) {
+	n, err := readNumber(r, '*')
+	for ; err == nil && n > 0; n-- {
+		var size int64
+		if size, err = readNumber(r, '$'); err == nil {
+			arg := make([]byte, size+2)
+			_, err = io.ReadFull(r, arg)
+			cmd = append(cmd, string(arg[:size]))
+		}
+	}
+	return cmd, err
+}
+
+// once returns answers that begin with the given ones and go on with :7.
+func once(replies ...string) func([]string) string {
+	return func([]string) string {
+		if len(replies) == 0 {
+			return ":7\r\n"
+		}
+		reply := replies[0]
+		replies = replies[1:]
+		return reply
+	}
+}
+
+// Whatever Redis replies, also to AUTH, the command is sent again within the timeout.
+func TestEveryErrorIsRetried(t *testing.T) {
+	for _, reply := range []string{
+		"-READONLY You can't write against a read only replica.\r\n",
+		"-ERR Error running script (call to f_1): @user_script:2: @user_script: 2: -READONLY You can't write against a read only replica.\r\n",
+		"-LOADING Redis is loading the dataset in memory\r\n",
+		"-BUSY Redis is busy running a script.\r\n",
+		"-NOREPLICAS Not enough good replicas to write.\r\n",
+		"-ERR max number of clients reached\r\n",
+		"-NOPERM this user has no permissions\r\n",
+		"-WRONGPASS invalid username-password pair or user is disabled.\r\n",
+		"-MOVED 866 nonsense\r\n", "-MOVED 866 :6380\r\n", "-ASK 866 10.0.0.2:6379\r\n",
+		"-\r\n", "$-1\r\n", ":12a\r\n", ":" + strings.Repeat("1", maxLine) + "\r\n", "close",
+	} {
+		for _, url := range []string{"redis://fake", "redis://:secret@fake"} {
+			t.Run(url+" "+reply[:min(len(reply), 20)], func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					f := &fakeRedis{answer: once(reply, "+OK\r\n")}
+					if url == "redis://fake" {
+						f.answer = once(reply)
+					}
+					c := newConn(f.server(t, url), "k", "host:1/X/1")
+					defer c.close()
+					if n, err := c.incrBy(1); n != 7 || err != nil || len(f.dials()) != 2 {
+						t.Errorf("got %d, %v after %d dials; want 7 after 2", n, err, len(f.dials()))
+					}
+				})
+			})
+		}
+	}
+}
+
+// The script is sent whole where Redis does not know it, over the same TCP connection.
+func TestNoScript(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var sent []string
+		f := &fakeRedis{answer: func(cmd []string) string {
+			sent = append(sent, cmd[0]+" "+cmd[1])
+			if cmd[0] == "EVALSHA" {
+				return "-NOSCRIPT No matching script.\r\n"
+			}
+			return ":7\r\n"
+		}}
+		c := newConn(f.server(t, "redis://fake"), "k", "host:1/X/1")
+		defer c.close()
+		began := time.Now()
+		if n, err := c.incrBy(1); n != 7 || err != nil || len(f.dials()) != 1 || time.Since(began) != 0 {
+			t.Errorf("got %d, %v after %d dials and %v; want 7 after 1 at once", n, err, len(f.dials()), time.Since(began))
+		}
+		if want := []string{"EVALSHA " + scriptSHA, "EVAL " + script}; !reflect.DeepEqual(sent, want) {
+			t.Errorf("got %q, want %q", sent, want)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRedis{answer: func([]string) string { return "-NOSCRIPT No matching script.\r\n" }}
+		c := newConn(f.server(t, "redis://fake"), "k", "host:1/X/1")
+		if n, err := c.incrBy(1); !isCode(err, "NOSCRIPT") {
+			t.Errorf("where EVAL is answered so too: got %d, %v; want NOSCRIPT", n, err)
+		}
+	})
+}
+
+// An attempt that fails says which address it tried and what the cause was; a
+// later attempt's want of time does not hide that.
+func TestCauses(t *testing.T) {
+	silent := func(cmd []string) string { return "" }
+	twice := func(c *conn, n int64) (int64, error) {
+		c.incrByOnce(n)
+		return c.incrByOnce(0)
+	}
+	noHost := func() func() error {
+		errs := []error{&net.DNSError{Err: "no such host", Name: "fake", IsNotFound: true}}
+		return func() error {
+			if len(errs) > 0 {
+				defer func() { errs = nil }()
+				return errs[0]
+			}
+			return &net.DNSError{Err: "i/o timeout", Name: "fake", IsTimeout: true}
+		}
+	}
+	for _, tt := range []struct {
+		name string
+		url  string
+		fake *fakeRedis
+		send func(*conn, int64) (int64, error)
+		want string
+	}{
+		{"no such host, then no time", "redis://fake", &fakeRedis{refuse: noHost()}, (*conn).incrBy, "fake:6379: lookup fake: no such host"},
+		{"silence", "redis://fake", &fakeRedis{answer: silent}, (*conn).incrBy, "fake:6379: read pipe: i/o timeout before any reply: the port may want TLS, rediss://"},
+		{"closed", "redis://fake", &fakeRedis{answer: func([]string) string { return "close" }}, (*conn).incrBy, "fake:6379: EOF before any reply: the port may want TLS, rediss://"},
+		{"no TLS", "rediss://fake", &fakeRedis{deaf: true}, (*conn).incrBy, "i/o timeout before any reply: the port may not have TLS, redis://"},
+		{"a moved node that is silent", "redis://fake", &fakeRedis{answer: once("-MOVED 1 node:6380\r\n", "")}, twice, "node:6380: read pipe: i/o timeout before any reply: the port may want TLS, rediss://"},
+		{"an unknown AUTH", "redis://:secret@fake", &fakeRedis{answer: func([]string) string {
+			return "-ERR unknown command 'AUTH', with args beginning with: 'secret'\r\n"
+		}}, (*conn).incrBy, "fake:6379: AUTH: ERR unknown command 'AUTH'"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newConn(tt.fake.server(t, tt.url), "k", "host:1/X/1")
+				_, err := tt.send(c, 1)
+				if err == nil || !strings.HasSuffix(err.Error(), tt.want) {
+					t.Errorf("got %v, want %s", err, tt.want)
+				}
+				if c.addr != "fake:6379" {
+					t.Errorf("the next attempt goes to %s, want fake:6379", c.addr)
+				}
+			})
+		})
+	}
+}
+
+// A command ends with the timeout, and a connection that is dead in silence
+// leaves half of it to a fresh one.
+func TestTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRedis{answer: once(":1\r\n", "", ":2\r\n", "", "", "")}
+		c := newConn(f.server(t, "redis://fake"), "k", "host:1/X/1")
+		for _, step := range []struct {
+			name string
+			want int64
+			took time.Duration
+			err  bool
+		}{
+			{name: "a first command", want: 1},
+			{name: "dead in silence", want: 2, took: 500 * time.Millisecond},
+			{name: "silent for good", took: time.Second, err: true},
+		} {
+			began := time.Now()
+			n, err := c.incrBy(1)
+			if took := time.Since(began); n != step.want || took != step.took || (err != nil) != step.err {
+				t.Errorf("%s: got %d, %v after %v; want %d after %v", step.name, n, err, took, step.want, step.took)
+			}
+		}
+	})
+}
+
+// A suspendedConn stands for one of a process that is suspended as it waits for a reply.
+type suspendedConn struct {
+	net.Conn
+	d time.Duration
+}
+
+func (c suspendedConn) SetDeadline(time.Time) error { return nil }
+func (c suspendedConn) Write(b []byte) (int, error) {
+	time.Sleep(c.d)
+	return 0, os.ErrDeadlineExceeded
+}
+
+// A process that was suspended for longer than the timeout still gets a fresh attempt.
+func TestSuspended(t *testing.T) {
+	for _, kept := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			f := &fakeRedis{answer: once()}
+			s := f.server(t, "redis://fake")
+			dial := s.dial
+			s.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				nc, err := dial(ctx, network, addr)
+				if len(f.dials()) == 1 {
+					nc = suspendedConn{nc, 1300 * time.Millisecond}
+				}
+				return nc, err
+			}
+			c := newConn(s, "k", "host:1/X/1")
+			defer c.close()
+			if kept {
+				c.dial(time.Now())
+			}
+			if n, err := c.incrBy(1); n != 7 || err != nil {
+				t.Errorf("kept %t: got %d, %v; want 7", kept, n, err)
+			}
+		})
+	}
+}
+
+func TestMovedAddr(t *testing.T) {
+	t.Parallel()
+	for reply, want := range map[string]string{
+		"MOVED 3999 10.0.0.2:6381":     "10.0.0.2:6381",
+		"MOVED 3999 node.example:6381": "node.example:6381",
+		"MOVED 3999 fd00::2:6379":      "[fd00::2]:6379",
+		"MOVED 3999 ::1:6379":          "[::1]:6379",
+		"MOVED 3999 [fd00::2]:6379":    "[fd00::2]:6379",
+		"MOVED 3999 :6380":             "asked:6380",
+	} {
+		if got := movedAddr(reply, "asked:1"); got != want {
+			t.Errorf("%s: got %s, want %s", reply, got, want)
+		}
+	}
+}
+
+// MOVED is followed, and any failure there leads back to the server's address.
+func TestMoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRedis{answer: once("-MOVED 866 fd00::2:6379\r\n", ":1\r\n", "-LOADING\r\n", "-MOVED 866 node:1\r\n", ":2\r\n")}
+		c := newConn(f.server(t, "redis://fake"), "k", "host:1/X/1")
+		defer c.close()
+		for want := int64(1); want <= 2; want++ {
+			if n, err := c.incrBy(1); n != want || err != nil {
+				t.Errorf("got %d, %v; want %d", n, err, want)
+			}
+		}
+		if want := []string{"fake:6379", "[fd00::2]:6379", "fake:6379", "node:1"}; !reflect.DeepEqual(f.dials(), want) {
+			t.Errorf("dialed %q, want %q", f.dials(), want)
+		}
+	})
+}
+
+// The certificate must name the host that is dialed, or REDIS_URL's for a bare address.
+func TestTLSName(t *testing.T) {
+	t.Parallel()
+	for addr, want := range map[string]string{"host:6379": "host", "node.example:6379": "node.example", "10.0.0.2:6379": "host", "[fd00::2]:6379": "host"} {
+		if got := mustParse(t, "rediss://host", 0).tlsConfig(addr).ServerName; got != want {
+			t.Errorf("%s: got %s, want %s", addr, got, want)
+		}
+	}
+}
+
+func TestTLS(t *testing.T) {
+	t.Parallel()
+	web := httptest.NewTLSServer(nil) // for its certificate, which is good for 127.0.0.1
+	defer web.Close()
+	m, err := miniredis.RunTLS(&tls.Config{Certificates: web.TLS.Certificates})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	s := mustParse(t, "rediss://"+m.Addr(), 10*time.Second)
+	c := newConn(s, "k", "host:1/X/1")
+	defer c.close()
+	var unknown x509.UnknownAuthorityError
+	if _, err := c.incrByOnce(1); !errors.As(err, &unknown) {
+		t.Errorf("a certificate that the system does not trust: got %v", err)
+	}
+	s.tls.RootCAs = x509.NewCertPool()
+	s.tls.RootCAs.AddCert(web.Certificate())
+	if n, err := c.incrBy(1); n != 2 || err != nil {
+		t.Errorf("over TLS: got %d, %v; want 2", n, err)
+	}
+}
+
+func TestAuthAndSelect(t *testing.T) {
+	t.Parallel()
+	m := miniredis.RunT(t)
+	m.RequireUserAuth("ann", "a b@c/d")
+	m.RequireAuth("default")
+	for _, tt := range []struct{ url, err string }{
+		{"redis://ann:a%20b%40c%2Fd@" + m.Addr() + "/3", ""},
+		{"redis://:default@" + m.Addr() + "/3", ""},
+		{"redis://ann:secret@" + m.Addr(), "WRONGPASS"},
+		{"redis://" + m.Addr(), "NOAUTH"},
+	} {
+		c := newConn(mustParse(t, tt.url, 5*time.Second), "k", tt.url)
+		_, err := c.incrByOnce(1)
+		c.close()
+		if (err == nil) != (tt.err == "") || err != nil && (!strings.Contains(err.Error(), tt.err) || strings.Contains(err.Error(), "secret")) {
+			t.Errorf("%s: got %v, want %s", tt.url, err, tt.err)
+		}
+	}
+	if got, err := m.DB(3).Get("k"); got != "2" || err != nil {
+		t.Errorf("database 3 has %q, %v; want 2", got, err)
+	}
+}
+
+// A schedule is a random run of instances that share a Redis over a network
+// which loses, delays and reorders what they send.
+type schedule struct {
+	t      *testing.T
+	rng    *rand.Rand
+	faulty bool // the network has faults
+	redis  *conn
+	key    string
+
+	living []*counter
+	ended  []*counter         // cleanly
+	gone   []*counter         // crashed, or ended and forgotten by all
+	late   [][]byte           // commands on their way, given up by their senders
+	asked  map[*counter]int64 // requests
+	told   map[int64]bool     // numbers
+	latest int64              // highest number told
+	lost   bool               // Redis has lost its memory: numbers may repeat
+	depth  int                // of requests within requests
+}
+
+// A wire is a TCP connection over a schedule's network.
+type wire struct {
+	net.Conn // nil: no other method is used
+	s        *schedule
+	replies  bytes.Buffer
+}
+
+func (w *wire) SetDeadline(time.Time) error { return nil }
+func (w *wire) Close() error                { return nil }
+func (w *wire) Read(b []byte) (int, error)  { return w.replies.Read(b) } // EOF where there is none
+
+// Write sends a command. With faults it may get lost, be delivered late, or
+// lose its reply; and others may send before and after it is delivered.
+func (w *wire) Write(b []byte) (int, error) {
+	fate := 9
+	if w.s.faulty {
+		fate = w.s.rng.IntN(10)
+		w.s.meanwhile()
+	}
+	switch fate {
+	case 0:
+	case 1:
+		w.s.late = append(w.s.late, bytes.Clone(b))
+	case 2:
+		w.s.deliver(b)
+	default:
+		w.replies.Write(w.s.deliver(b))
+		if w.s.faulty {
+			w.s.meanwhile()
+		}
+	}
+	return len(b), nil
+}
+
+// deliver has Redis carry out a command, and returns its reply.
+func (s *schedule) deliver(b []byte) []byte {
+	if s.redis.nc == nil {
+		if err := s.redis.dial(time.Now().Add(5 * time.Second)); err != nil {
+			s.t.Fatal(err)
+		}
+		s.redis.nc.SetDeadline(time.Time{})
+	}
+	if _, err := s.redis.nc.Write(b); err != nil {
+		s.t.Fatal(err)
+	}
+	reply, err := readRaw(s.redis.r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return reply
+}
+
+// readRaw reads a whole reply as it is.
+func readRaw(r *bufio.Reader) ([]byte, error) {
+	line, err := r.ReadBytes('\n')
+	if err != nil {
+		return nil, err
+	}
+	n, _ := strconv.Atoi(strings.TrimSpace(string(line[1:])))
+	switch line[0] {
+	case '$':
+		rest := make([]byte, max(n, -2)+2)
+		_, err = io.ReadFull(r, rest)
+		line = append(line, rest...)
+	case '*':
+		for ; n > 0 && err == nil; n-- {
+			var part []byte
+			part, err = readRaw(r)
+			line = append(line, part...)
+		}
+	}
+	return line, err
+}
+
+// meanwhile sometimes has another request come and go.
+func (s *schedule) meanwhile() {
+	if s.depth < 2 && s.rng.IntN(8) == 0 {
+		s.request()
+	}
+}
+
+func (s *schedule) start() {
+	server := mustParse(s.t, "redis://network", time.Millisecond) // too short for a pause
+	server.dial = func(context.Context, string, string) (net.Conn, error) { return &wire{s: s}, nil }
+	c := newCounter("host:1", s.key, server)
+	few := make(chan *conn, 3)
+	for range cap(few) {
+		few <- <-c.pool
+	}
+	c.pool = few
+	s.living = append(s.living, c)
+}
+
+func (s *schedule) any() *counter { return s.living[s.rng.IntN(len(s.living))] }
+
+// request sends a request to an instance, whose answer must fit all others.
+func (s *schedule) request() {
+	s.depth++
+	defer func() { s.depth-- }()
+	c, before := s.any(), s.latest
+	if len(c.pool) == 0 || c.pending.size > 0 { // it would wait for one that waits for it
+		return
+	}
+	_, total, err := c.next()
+	s.asked[c]++
+	if err != nil || s.lost {
+		return
+	}
+	if total <= before || s.told[total] {
+		s.t.Errorf("got request %d to the cluster after %d was told", total, before)
+	}
+	s.told[total], s.latest = true, max(s.latest, total)
+}
+
+// stop takes an instance out.
+func (s *schedule) stop() *counter {
+	i := s.rng.IntN(len(s.living))
+	c := s.living[i]
+	s.living = append(s.living[:i], s.living[i+1:]...)
+	return c
+}
+
+// forget empties Redis, by a restart or by FLUSHALL, which instances notice
+// only by what is missing.
+func (s *schedule) forget(restart bool) {
+	s.lost = true
+	s.deliver(appendCommand(nil, "DEL", s.key, "{"+s.key+"}:instances", "{"+s.key+"}:ended"))
+	for _, c := range s.living {
+		for range cap(c.pool) {
+			conn := <-c.pool
+			if restart {
+				conn.close()
+			}
+			c.pool <- conn
+		}
+		if !restart {
+			c.heartbeat()
+		}
+	}
+	s.review()
+}
+
+// review moves those of the ended instances to the gone that nobody knows any more.
+func (s *schedule) review() {
+	var ended []*counter
+	for _, e := range s.ended {
+		known := string(s.deliver(appendCommand(nil, "HEXISTS", "{"+s.key+"}:ended", e.id))) == ":1\r\n"
+		for _, c := range s.living {
+			known = known || c.ended[e.id] != ""
+		}
+		if known {
+			ended = append(ended, e)
+		} else {
+			s.gone = append(s.gone, e)
+		}
+	}
+	s.ended = ended
+}
+
+func (s *schedule) deliverLate() {
+	if len(s.late) > 0 {
+		i := s.rng.IntN(len(s.late))
+		s.deliver(s.late[i])
+		s.late = append(s.late[:i], s.late[i+1:]...)
+	}
+}
+
+// step does one thing at random.
+func (s *schedule) step() {
+	switch p := s.rng.IntN(100); {
+	case p < 55:
+		s.request()
+	case p < 70:
+		s.any().heartbeat()
+	case p < 82:
+		s.deliverLate()
+	case p < 85:
+		s.forget(p < 84)
+	case p < 90 && len(s.living) < 4:
+		s.start()
+	case p < 95 && len(s.living) > 1:
+		c := s.stop()
+		given, cancel := context.WithCancel(context.Background())
+		cancel()
+		if c.end(given); string(s.deliver(appendCommand(nil, "HEXISTS", "{"+s.key+"}:ended", c.id))) == ":1\r\n" {
+			s.ended = append(s.ended, c)
+		} else {
+			s.gone = append(s.gone, c)
+		}
+		s.review()
+	case p < 98 && len(s.living) > 1:
+		s.gone = append(s.gone, s.stop())
+		s.review()
+	}
+}
+
+// settle lets the faults end and checks the total.
+func (s *schedule) settle() {
+	s.faulty = false
+	for range 2 {
+		for _, c := range s.living {
+			if err := c.heartbeat(); err != nil {
+				s.t.Fatal(err)
+			}
+		}
+		for len(s.late) > 0 {
+			s.deliverLate()
+		}
+	}
+	var least, most int64
+	for _, c := range append(s.living, s.ended...) {
+		if c.n != s.asked[c] {
+			s.t.Errorf("the instance counts %d requests, want %d", c.n, s.asked[c])
+		}
+		least += c.n
+	}
+	most = least
+	for _, c := range s.gone {
+		most += c.n
+		for range len(c.pool) {
+			if conn := <-c.pool; !s.lost {
+				least += conn.noted
+			}
+		}
+	}
+	reply := string(s.deliver(appendCommand(nil, "INCRBY", s.key, "0")))
+	if total, err := strconv.ParseInt(strings.Trim(reply, ":\r\n"), 10, 64); err != nil || total < least || total > most {
+		s.t.Errorf("the total is %d, %v; want %d to %d", total, err, least, most)
+	}
+}
+
+// Whatever the network does, and whoever ends, crashes or forgets, no number is
+// told twice as long as Redis keeps its memory, and the total ends up exact.
+func TestRandomSchedules(t *testing.T) {
+	t.Parallel()
+	url := startRedis(t)
+	seeds := make(chan uint64)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			redis := newConn(mustParse(t, url, 5*time.Second), "", "")
+			defer redis.close()
+			for seed := range seeds {
+				runSchedule(t, redis, seed)
+			}
+		})
+	}
+	schedules := uint64(250)
+	if realRedis != "" {
+		schedules = 5000 // a real Redis runs Lua ten times as fast
+	}
+	for i := range schedules {
+		if t.Failed() {
+			break
+		}
+		seeds <- i
+	}
+	close(seeds)
+	wg.Wait()
+}
+
+func runSchedule(t *testing.T, redis *conn, seed uint64) {
+	s := &schedule{t: t, rng: rand.New(rand.NewPCG(seed, 0)), faulty: true, redis: redis,
+		key: fmt.Sprint("test:", rand.Uint64()), told: map[int64]bool{}, asked: map[*counter]int64{}}
+	defer s.deliver(appendCommand(nil, "DEL", s.key, "{"+s.key+"}:instances", "{"+s.key+"}:ended"))
+	s.start()
+	for range 20 + s.rng.IntN(20) {
+		s.step()
+	}
+	if s.settle(); t.Failed() {
+		t.Errorf("seed %d", seed)
+	}
 }

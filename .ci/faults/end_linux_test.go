@@ -1,0 +1,5 @@
+package faults
+
+import "syscall"
+
+var endWithTests = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

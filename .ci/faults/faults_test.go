@@ -1,0 +1,524 @@
+package faults
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A fleet is three instances that share a Redis, and the clients that load them.
+type fleet struct {
+	t         testing.TB
+	redis     *server // has the total
+	url       string  // where the instances find it
+	env       []string
+	proxy     *proxy // where url is one's
+	processes []*process
+
+	mu        sync.Mutex
+	instances [3]*process // those under load
+	killed    int
+	answers   []answer
+	failed    int // requests without an answer
+}
+
+const clientsEach = 4 // of each instance
+
+// useRedis has the instances use s, with the password unless it has none.
+func (f *fleet) useRedis(s *server, credential string) {
+	f.redis, f.url = s, "redis://:"+password+"@"+s.addr()
+	if credential == "nopass" {
+		f.url = "redis://" + s.addr()
+	}
+}
+
+// useProxy puts a proxy between the instances and Redis.
+func (f *fleet) useProxy() {
+	f.proxy = newProxy(f.t, f.redis.addr())
+	f.url = strings.Replace(f.url, f.redis.addr(), f.proxy.Addr().String(), 1)
+}
+
+// start starts an instance at addr, in place of instance i.
+func (f *fleet) start(i int, addr string) {
+	p := startProcessAt(f.t, addr, slices.Concat(f.env, []string{"REDIS_URL=" + f.url})...)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.instances[i] = p
+	f.processes = append(f.processes, p)
+}
+
+// replace starts an instance with a name of its own in place of instance i.
+func (f *fleet) replace(i int) { f.start(i, "127.0.0.1:"+freePort()) }
+
+// stop ends some of the instances at the same time.
+func (f *fleet) stop(ps ...*process) {
+	f.t.Helper()
+	for _, p := range ps {
+		p.terminate()
+	}
+	for _, p := range ps {
+		if status, log := p.stop(); status != 0 {
+			f.t.Errorf("instance %s stopped: got status %d, want 0\n%s", p.addr, status, log)
+		}
+	}
+}
+
+// load sends requests to all instances until ctx is done.
+func (f *fleet) load(ctx context.Context) {
+	var wg sync.WaitGroup
+	for i := range f.instances {
+		for range clientsEach {
+			wg.Go(func() {
+				c := &http.Client{Transport: &http.Transport{}}
+				defer c.CloseIdleConnections()
+				for sleep(ctx, 4*time.Millisecond) {
+					f.ask(c, i)
+				}
+			})
+		}
+	}
+	wg.Wait()
+}
+
+// ask sends a request to instance i and records the answer.
+func (f *fleet) ask(c *http.Client, i int) {
+	f.mu.Lock()
+	url := f.instances[i].url
+	f.mu.Unlock()
+	a, err := ask(c, url)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err != nil {
+		f.failed++
+	} else {
+		f.answers = append(f.answers, a)
+	}
+}
+
+// total fails the test unless the total is, within 5 s, the time for a few
+// heartbeats, the number of requests answered, or up to more of those that
+// were given up beside them.
+func (f *fleet) total(when string, answered, more int) {
+	f.t.Helper()
+	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		reply := f.redis.do("GET requestcount")
+		n, err := strconv.Atoi(reply)
+		if err == nil && n >= answered && n <= answered+more {
+			return
+		}
+		if time.Since(began) > 5*time.Second {
+			f.t.Errorf("the total %s: got %s, want %d, or up to %d more of those that were given up", when, reply, answered, more)
+			return
+		}
+	}
+}
+
+// A scenario is something that happens to a fleet under load.
+type scenario struct {
+	name    string
+	timeout string         // REDIS_TIMEOUT
+	within  time.Duration  // the longest that an answer may take, where that is less than the timeout
+	nopass  bool           // Redis has no password
+	proxied bool           // a proxy is between
+	prepare func(f *fleet) // before the instances start; nil for one plain Redis
+	fault   func(f *fleet) // while they are under load
+	loses   bool           // Redis loses its memory: numbers may repeat
+	fails   bool           // some requests must be answered with 503; else none may be
+	stops   bool           // instances are away for a while: some requests get no answer
+}
+
+var scenarios = []scenario{
+	{name: "Redis killed and restarted empty, ten times", timeout: "5s", loses: true, fault: times(10, func(f *fleet) {
+		f.redis.restart(100 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond)
+	})},
+	{name: "Redis killed and restarted empty after the timeout", timeout: "300ms", loses: true, fails: true, fault: func(f *fleet) {
+		f.redis.restart(time.Second)
+	}},
+	{name: "Redis stopped for less than the timeout", timeout: "5s", fault: func(f *fleet) {
+		f.redis.suspend(500 * time.Millisecond)
+	}},
+	{name: "Redis stopped for more than the timeout", timeout: "300ms", fails: true, fault: func(f *fleet) {
+		f.redis.suspend(time.Second)
+	}},
+	{name: "FLUSHALL, ten times, without a password", timeout: "5s", nopass: true, loses: true, fault: times(10, func(f *fleet) {
+		f.redis.do("FLUSHALL")
+		time.Sleep(20 * time.Millisecond)
+	})},
+	failover(scenario{name: "failover that waits for the replica", timeout: "5s"}, func(from, to *server) {
+		if !strings.Contains(from.do("COMMAND INFO FAILOVER"), "failover") {
+			from.t.Skip("skipped: FAILOVER needs Redis 6.2")
+		}
+		from.do("FAILOVER TO 127.0.0.1 " + to.port)
+		from.until("INFO replication", "role:slave")
+	}),
+	failover(scenario{name: "failover that loses the last writes", timeout: "5s", loses: true}, func(from, to *server) {
+		to.do("REPLICAOF NO ONE")
+		time.Sleep(50 * time.Millisecond)
+		from.do("REPLICAOF 127.0.0.1 " + to.port)
+	}),
+	redisCluster(),
+	{name: "TLS, all connections cut ten times", timeout: "5s", prepare: func(f *fleet) {
+		port, files := freePort(), certificate(f.t)
+		f.redis = startServer(f.t, ">"+password, "tls-port "+port, "tls-cert-file "+files, "tls-key-file "+files, "tls-auth-clients no")
+		f.url, f.env = "rediss://:"+password+"@127.0.0.1:"+port+"\n", []string{"SSL_CERT_FILE=" + files}
+	}, fault: times(10, func(f *fleet) {
+		f.redis.do("CLIENT KILL USER default")
+		time.Sleep(20 * time.Millisecond)
+	})},
+	{name: "connections reset for less than the timeout", timeout: "1s", proxied: true, fault: func(f *fleet) {
+		f.proxy.set(refuse)
+		time.Sleep(300 * time.Millisecond)
+		f.proxy.set(none)
+	}},
+	{name: "half of the connections dead in silence", timeout: "2s", within: 1600 * time.Millisecond, proxied: true, fault: func(f *fleet) {
+		f.proxy.setSome(12, vanish)
+		time.Sleep(2 * time.Second)
+	}},
+	{name: "everything dead in silence for more than the timeout", timeout: "300ms", proxied: true, fails: true, fault: func(f *fleet) {
+		f.proxy.set(vanish)
+		time.Sleep(time.Second)
+		f.proxy.set(none)
+		f.proxy.setSome(24, refuse)
+	}},
+	{name: "commands delivered after they were given up", timeout: "300ms", proxied: true, fails: true, fault: func(f *fleet) {
+		f.proxy.set(hold)
+		time.Sleep(time.Second)
+		f.proxy.set(none)
+	}},
+	{name: "commands delivered after they were given up and their instances have ended", timeout: "1s", proxied: true, stops: true, fault: func(f *fleet) {
+		f.proxy.setSome(24, hold)
+		time.Sleep(1200 * time.Millisecond) // in which they are sent again, on new connections
+		f.stop(f.instances[0], f.instances[1])
+		f.proxy.setSome(48, none)
+	}},
+	{name: "an odd error among good replies, twenty times", timeout: "1s", proxied: true, fault: times(20, func(f *fleet) {
+		f.proxy.setSome(1, odd)
+		time.Sleep(50 * time.Millisecond)
+	})},
+	{name: "Redis busy for less than the timeout", timeout: "2s", fault: func(f *fleet) {
+		f.redis.busy(500 * time.Millisecond)
+	}},
+	{name: "Redis full of clients for less than the timeout", timeout: "2s", fault: func(f *fleet) {
+		f.redis.do("CONFIG SET maxclients 1")
+		f.redis.do("CLIENT KILL USER default")
+		time.Sleep(500 * time.Millisecond)
+		f.redis.do("CONFIG SET maxclients 1000")
+	}},
+	{name: "Redis without enough replicas for less than the timeout", timeout: "2s", fault: func(f *fleet) {
+		f.redis.do("CONFIG SET min-replicas-to-write 1")
+		time.Sleep(500 * time.Millisecond)
+		f.redis.do("CONFIG SET min-replicas-to-write 0")
+	}},
+	{name: "an ACL without HSET, then with it", timeout: "300ms", fails: true, prepare: func(f *fleet) {
+		f.useRedis(startServer(f.t, ">"+password), password)
+		f.redis.do("ACL SETUSER default -hset")
+	}, fault: func(f *fleet) {
+		for range 20 {
+			if got := f.redis.do("GET requestcount"); got != "0" && got != "<nil>" {
+				f.t.Errorf("the total without HSET: got %s, want 0", got)
+				break
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		f.mu.Lock()
+		if got := len(told(f.answers)); got != 0 {
+			f.t.Errorf("answers with a total without HSET: got %d, want 0", got)
+		}
+		f.mu.Unlock()
+		f.redis.do("ACL SETUSER default +hset")
+		time.Sleep(time.Second)
+	}},
+	{name: "instance suspended for longer than the timeout", timeout: "1s", proxied: true, fault: func(f *fleet) {
+		f.proxy.set(hold)
+		time.Sleep(100 * time.Millisecond) // after which it waits for replies
+		f.instances[0].Process.Signal(syscall.SIGSTOP)
+		f.proxy.set(none)
+		time.Sleep(2 * time.Second)
+		f.instances[0].Process.Signal(syscall.SIGCONT)
+	}},
+	{name: "instance killed and restarted, same host and port", timeout: "5s", stops: true, fault: func(f *fleet) {
+		f.instances[0].kill()
+		f.killed++
+		time.Sleep(100 * time.Millisecond)
+		f.start(0, f.instances[0].addr)
+	}},
+	{name: "instances restarted one by one", timeout: "5s", stops: true, fault: func(f *fleet) {
+		for i := range f.instances {
+			f.stop(f.instances[i])
+			f.replace(i)
+		}
+	}},
+	{name: "rollout, then Redis restarted empty", timeout: "5s", stops: true, loses: true, fault: func(f *fleet) {
+		for i := range f.instances {
+			f.stop(f.instances[i])
+			f.replace(i)
+		}
+		time.Sleep(learned)
+		f.redis.restart(100 * time.Millisecond)
+	}},
+	{name: "scale-down one by one, each time with Redis restarted empty", timeout: "5s", stops: true, loses: true, fault: func(f *fleet) {
+		for i := range len(f.instances) - 1 {
+			f.stop(f.instances[i])
+			time.Sleep(learned)
+			f.redis.restart(100 * time.Millisecond)
+		}
+	}},
+	{name: "scale-down to one, then Redis restarted empty twice", timeout: "5s", stops: true, loses: true, fault: func(f *fleet) {
+		f.stop(f.instances[:2]...)
+		time.Sleep(learned)
+		for range 2 {
+			f.redis.restart(100 * time.Millisecond)
+			time.Sleep(learned)
+		}
+	}},
+	{name: "SIGTERM while Redis is away for longer than the timeout", timeout: "300ms", fails: true, stops: true, fault: func(f *fleet) {
+		f.redis.cmd.Process.Signal(syscall.SIGSTOP)
+		time.Sleep(500 * time.Millisecond)
+		for _, p := range f.instances {
+			p.terminate()
+		}
+		time.Sleep(2 * time.Second)
+		f.redis.cmd.Process.Signal(syscall.SIGCONT)
+		f.stop(f.instances[:]...)
+	}},
+}
+
+// learned is a heartbeat and some more: the time in which the instances that
+// live learn of those that have ended.
+const learned = 1500 * time.Millisecond
+
+// times returns a fault that happens n times.
+func times(n int, fault func(f *fleet)) func(f *fleet) {
+	return func(f *fleet) {
+		for range n {
+			fault(f)
+		}
+	}
+}
+
+// Whatever is done to real servers and instances under load, the total ends up
+// as the number of requests answered, and all numbers are those of counters.
+func TestRealServers(t *testing.T) {
+	needRedis(t)
+	for _, tt := range scenarios {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			f := &fleet{t: t}
+			if tt.prepare != nil {
+				tt.prepare(f)
+			} else if tt.nopass {
+				f.useRedis(startServer(t, "nopass"), "nopass")
+			} else {
+				f.useRedis(startServer(t, ">"+password), password)
+			}
+			if tt.proxied {
+				f.useProxy()
+			}
+			f.env = append(f.env, "REDIS_TIMEOUT="+tt.timeout)
+			for i := range f.instances {
+				f.replace(i)
+			}
+			f.suffer(tt.fault)
+			f.check(tt)
+		})
+	}
+}
+
+// suffer loads the instances while the fault happens, and a little before and after.
+func (f *fleet) suffer(fault func(f *fleet)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var loading sync.WaitGroup
+	defer loading.Wait()
+	defer cancel()
+	loading.Go(func() { f.load(ctx) })
+	time.Sleep(300 * time.Millisecond)
+	fault(f)
+	time.Sleep(500 * time.Millisecond)
+}
+
+// check fails the test unless all answers and the total are right, at once and
+// after all instances have ended.
+func (f *fleet) check(tt scenario) {
+	total, unavailable := told(f.answers), len(f.answers)-len(told(f.answers))
+	var slowest time.Duration
+	for _, a := range f.answers {
+		slowest = max(slowest, a.end-a.start)
+	}
+	f.t.Logf("%d requests answered in %v at the most, %d of them with 503; %d requests without an answer", len(f.answers), slowest, unavailable, f.failed)
+	if tt.within > 0 && slowest > tt.within {
+		f.t.Errorf("the slowest answer: got %v, want %v at the most", slowest, tt.within)
+	}
+	if (unavailable > 0) != tt.fails {
+		f.t.Errorf("503s: got %d, want some: %t", unavailable, tt.fails)
+	}
+	if f.failed > 0 && !tt.stops {
+		f.t.Errorf("requests without an answer: got %d, want 0", f.failed)
+	}
+	given := f.killed * clientsEach
+	f.total("at the end", len(f.answers), given)
+	if !tt.loses {
+		linearizable(f.t, "the cluster", total, func(a answer) int64 { return a.total })
+	}
+	if f.killed == 0 {
+		f.checkInstances()
+	}
+	f.total("after all instances have ended", len(f.answers), given)
+	if f.t.Failed() {
+		for _, p := range f.processes {
+			f.t.Logf("instance %s:\n%s", p.addr, tail(p.stderr.String()))
+		}
+	}
+}
+
+// checkInstances ends all instances, and fails the test unless each gave its
+// numbers as a counter does, says how many, and left no entry in the ledger.
+func (f *fleet) checkInstances() {
+	f.stop(f.processes...)
+	for _, p := range f.processes {
+		_, port, _ := strings.Cut(p.addr, ":")
+		own := slices.DeleteFunc(slices.Clone(f.answers), func(a answer) bool { return !strings.HasSuffix(a.instance, ":"+port) })
+		oneTo(f.t, p.addr, own)
+		linearizable(f.t, "instance "+p.addr, own, func(a answer) int64 { return a.n })
+		if want := fmt.Sprintf("msg=stop handled=%d\n", len(own)); !strings.HasSuffix(p.stderr.String(), want) {
+			f.t.Errorf("instance %s's log: got no %q at its end", p.addr, want)
+		}
+	}
+	if got := f.redis.do("HLEN {requestcount}:instances"); got != "0" {
+		f.t.Errorf("entries in the ledger after all instances have ended: got %s, want 0", got)
+	}
+	if got, want := f.redis.do("HLEN {requestcount}:ended"), strconv.Itoa(len(f.processes)); got != want {
+		f.t.Errorf("instances noted as ended: got %s, want %s", got, want)
+	}
+}
+
+// failover returns a scenario in which the role of the primary, and its
+// address, go from one server to another.
+func failover(s scenario, promote func(from, to *server)) scenario {
+	var heir *server
+	s.proxied = true
+	s.prepare = func(f *fleet) {
+		f.useRedis(startServer(f.t, ">"+password), password)
+		heir = startServer(f.t, ">"+password, "replicaof 127.0.0.1 "+f.redis.port)
+		heir.until("INFO replication", "master_link_status:up")
+	}
+	s.fault = func(f *fleet) {
+		promote(f.redis, heir)
+		time.Sleep(100 * time.Millisecond) // in which the instances are told READONLY
+		f.redis = heir
+		f.proxy.redirect(heir.addr())
+	}
+	return s
+}
+
+// redisCluster returns a scenario in which the instances are pointed at a node
+// that does not own the keys, and these move to another node under load.
+func redisCluster() scenario {
+	var servers [3]*server // the owner, the next owner, and the one pointed at
+	var ids [3]string
+	return scenario{name: "Redis Cluster, the slot moved", timeout: "5s", prepare: func(f *fleet) {
+		for i := range servers {
+			servers[i] = startServer(f.t, ">"+password, "cluster-enabled yes", "cluster-node-timeout 5000")
+			ids[i] = servers[i].do("CLUSTER MYID")
+			servers[i].do(fmt.Sprint("CLUSTER SET-CONFIG-EPOCH ", i+1))
+			if i > 0 {
+				servers[0].do("CLUSTER MEET 127.0.0.1 " + servers[i].port)
+			}
+		}
+		const slots = 16384 // the keys' is 866; the first third of them belongs to the owner
+		var owned [3]strings.Builder
+		for slot := range slots {
+			fmt.Fprintf(&owned[slot*3/slots], " %d", slot)
+		}
+		for i := range servers {
+			servers[i].do("CLUSTER ADDSLOTS" + owned[i].String())
+		}
+		for _, s := range servers {
+			s.until("CLUSTER INFO", "cluster_state:ok")
+			s.until("CLUSTER INFO", "cluster_known_nodes:3")
+		}
+		f.useRedis(servers[2], password)
+		f.redis = servers[0]
+	}, fault: func(f *fleet) {
+		slot := f.redis.do("CLUSTER KEYSLOT requestcount")
+		servers[1].do("CLUSTER SETSLOT " + slot + " IMPORTING " + ids[0])
+		servers[0].do("CLUSTER SETSLOT " + slot + " MIGRATING " + ids[1])
+		for _, key := range []string{"requestcount", "{requestcount}:instances", "{requestcount}:ended"} {
+			servers[0].do("MIGRATE 127.0.0.1 " + servers[1].port + " " + key + " 0 5000 AUTH2 admin admin")
+			time.Sleep(100 * time.Millisecond) // in which the instances are told TRYAGAIN, then ASK
+		}
+		for _, s := range servers {
+			s.do("CLUSTER SETSLOT " + slot + " NODE " + ids[1])
+		}
+		f.redis = servers[1]
+	}}
+}
+
+// A Redis that does not let the instance in: it says why, without the
+// password, answers 503, and counts.
+func TestRefusedByRedis(t *testing.T) {
+	needRedis(t)
+	port, file := freePort(), certificate(t)
+	redis := startServer(t, ">"+password, "tls-port "+port, "tls-cert-file "+file, "tls-key-file "+file, "tls-auth-clients no")
+	for _, tt := range []struct{ name, url, certificates, says string }{
+		{name: "wrong password", url: "redis://:secret@" + redis.addr(), says: "WRONGPASS"},
+		{name: "no password", url: "redis://" + redis.addr(), says: "NOAUTH"},
+		{name: "a command that its ACL refuses", url: "redis://:" + password + "@" + redis.addr() + "/1", says: "NOPERM"},
+		{name: "nobody listens", url: "redis://:secret@127.0.0.1:" + freePort(), says: "connection refused"},
+		{name: "a certificate of nobody known", url: "rediss://:secret@127.0.0.1:" + port, says: "certificate signed by unknown authority"},
+		{name: "a certificate for another name", url: "rediss://:secret@localhost:" + port, certificates: file,
+			says: "certificate is not valid for any names, but wanted to match localhost"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			p := startProcess(t, "REDIS_URL="+tt.url, "SSL_CERT_FILE="+tt.certificates)
+			for n := range int64(3) {
+				if a, err := ask(http.DefaultClient, p.url); err != nil || a.status != http.StatusServiceUnavailable || a.n != n+1 {
+					t.Errorf("request %d: got %+v, %v, want a 503", n+1, a, err)
+				}
+			}
+			if status, body := get(t, p.url+"/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(body, tt.says) {
+				t.Errorf("/readyz: got %d %q, want a 503 that says %q", status, body, tt.says)
+			}
+			p.kill()
+			if log := p.stderr.String(); !strings.Contains(log, tt.says) || strings.Contains(log, "secret") {
+				t.Errorf("the log: want %q without the password, got:\n%s", tt.says, log)
+			}
+		})
+	}
+}
+
+// An instance that Redis refuses for good tries once a second at the most,
+// after the first seconds. It stops in good time, and says what Redis lacks.
+func TestRefusedForGood(t *testing.T) {
+	needRedis(t)
+	t.Parallel()
+	redis := startServer(t, ">"+password)
+	p := startProcess(t, "REDIS_URL=redis://:wrong@"+redis.addr())
+	attempts := func() (n int) {
+		_, value, _ := strings.Cut(redis.do("INFO stats"), "total_connections_received:")
+		fmt.Sscan(value, &n)
+		return n
+	}
+	time.Sleep(4 * time.Second)
+	before := attempts()
+	time.Sleep(4 * time.Second)
+	if got := attempts() - before; got < 1 || got > 5 {
+		t.Errorf("connections in 4 s: got %d, want 1 to 5", got)
+	}
+	for range 3 {
+		get(t, p.url)
+	}
+	began := time.Now()
+	status, log := p.stop()
+	if took := time.Since(began); status != 0 || took > 12*time.Second || !strings.Contains(log, "requests=3 ") {
+		t.Errorf("stopped: got status %d after %v, want 0 after 12 s at the most and requests=3 in the log:\n%s", status, took, log)
+	}
+}

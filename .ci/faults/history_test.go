@@ -1,0 +1,64 @@
+package faults
+
+import (
+	"net/http"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+)
+
+// fetchAndIncrement is a counter whose answers are told by their rank: 0 for
+// the lowest number that any client was told, and so on. So a number that
+// nobody was told, as those of 503s and of batches whose answer was given up,
+// is no gap, and each step has one answer only, which keeps the search short.
+var fetchAndIncrement = porcupine.Model{
+	Init: func() any { return 0 },
+	Step: func(state, _, output any) (bool, any) { return output == state, state.(int) + 1 },
+}
+
+// linearizable fails the test unless the numbers are such as a single counter
+// gives, each once, and a higher one to a request that started after another was answered.
+func linearizable(t testing.TB, whose string, answers []answer, number func(a answer) int64) {
+	t.Helper()
+	var numbers []int64
+	for _, a := range answers {
+		numbers = append(numbers, number(a))
+	}
+	slices.Sort(numbers)
+	if n := len(slices.Compact(slices.Clone(numbers))); n != len(numbers) {
+		t.Errorf("%s's numbers: got %d different ones, want %d", whose, n, len(numbers))
+		return
+	}
+	var history []porcupine.Operation
+	for i, a := range answers {
+		rank, _ := slices.BinarySearch(numbers, number(a))
+		history = append(history, porcupine.Operation{ClientId: i, Call: int64(a.start), Return: int64(a.end), Output: rank})
+	}
+	result, info := porcupine.CheckOperationsVerbose(fetchAndIncrement, history, 20*time.Second)
+	if result != porcupine.Ok {
+		longest := 0
+		for _, part := range info.PartialLinearizations()[0] {
+			longest = max(longest, len(part))
+		}
+		t.Errorf("%s's numbers are not linearizable (%s): %d was told after a higher one was answered", whose, result, numbers[min(longest, len(numbers)-1)])
+	}
+}
+
+// oneTo fails the test unless the instance's numbers are 1 … k, each once.
+func oneTo(t testing.TB, instance string, answers []answer) {
+	t.Helper()
+	answers = slices.SortedFunc(slices.Values(answers), func(a, b answer) int { return int(a.n - b.n) })
+	for i, a := range answers {
+		if a.n != int64(i+1) {
+			t.Errorf("instance %s: got %d as number %d of %d in order, want %d", instance, a.n, i+1, len(answers), i+1)
+			return
+		}
+	}
+}
+
+// told returns the answers that have the cluster's number.
+func told(answers []answer) []answer {
+	return slices.DeleteFunc(slices.Clone(answers), func(a answer) bool { return a.status != http.StatusOK })
+}

@@ -1,0 +1,228 @@
+// Package faults breaks real redis-servers, the network and instances of the
+// built program under load, and checks every answer: `make faults`. It knows
+// the program by its HTTP interface, its settings and its log only.
+package faults
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// program is the built program: $PROGRAM, or what TestMain builds.
+var program = os.Getenv("PROGRAM")
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+func testMain(m *testing.M) int {
+	go startCommands()
+	if program == "" {
+		dir, err := os.MkdirTemp("", "faults")
+		if err != nil {
+			panic(err)
+		}
+		defer os.RemoveAll(dir)
+		program = filepath.Join(dir, "requestcount")
+		build := exec.Command("go", "build", "-o", program, ".")
+		build.Dir = "../.."
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
+			return 1
+		}
+	}
+	return m.Run()
+}
+
+var commands = make(chan func())
+
+// startCommands starts all processes on one thread that lives as long as the
+// tests: Linux ends a process with endWithTests when the thread that started it ends.
+func startCommands() {
+	runtime.LockOSThread()
+	for start := range commands {
+		start()
+	}
+}
+
+// startCommand starts cmd so that it does not outlive the tests, however they end.
+func startCommand(cmd *exec.Cmd) error {
+	cmd.SysProcAttr = endWithTests
+	started := make(chan error)
+	commands <- func() { started <- cmd.Start() }
+	return <-started
+}
+
+var lastPort atomic.Int64
+
+func init() { lastPort.Store(int64(12_000 + rand.IntN(9_000))) }
+
+// freePort returns a port that is free and that it has not returned before. It
+// and the port of Redis Cluster's bus, 10,000 above it, are below those that
+// the kernel gives to clients.
+func freePort() string {
+	for {
+		if port := int(lastPort.Add(1)); isFree(port) && isFree(port+10_000) {
+			return strconv.Itoa(port)
+		}
+	}
+}
+
+func isFree(port int) bool {
+	l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
+	if err == nil {
+		l.Close()
+	}
+	return err == nil
+}
+
+// eventually waits up to 10 s until try gives no error.
+func eventually(t testing.TB, try func() error) {
+	t.Helper()
+	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Since(began) > 10*time.Second {
+			t.Fatalf("after 10 s: %v", err)
+		}
+	}
+}
+
+// listens gives an error unless something listens at addr.
+func listens(addr string) error {
+	nc, err := net.Dial("tcp", addr)
+	if err == nil {
+		nc.Close()
+	}
+	return err
+}
+
+// A process is a running instance of the program.
+type process struct {
+	*exec.Cmd
+	addr, url  string
+	terminated sync.Once
+	stderr     bytes.Buffer  // complete once it has exited
+	exited     chan struct{} // closed then
+}
+
+// startProcess starts an instance at a free port of loopback, with the
+// settings in env only, and waits until it listens.
+func startProcess(t testing.TB, env ...string) *process {
+	return startProcessAt(t, "127.0.0.1:"+freePort(), env...)
+}
+
+func startProcessAt(t testing.TB, addr string, env ...string) *process {
+	t.Helper()
+	p := &process{Cmd: exec.Command(program), addr: addr, url: "http://" + addr, exited: make(chan struct{})}
+	p.Env = append([]string{"ADDR=" + addr}, env...)
+	p.Stderr = &p.stderr
+	if err := startCommand(p.Cmd); err != nil {
+		t.Fatal(err)
+	}
+	go func() { p.Wait(); close(p.exited) }()
+	t.Cleanup(func() { p.kill() })
+	eventually(t, func() error {
+		select {
+		case <-p.exited:
+			t.Fatalf("the server did not start:\n%s", &p.stderr)
+		default:
+		}
+		return listens(addr)
+	})
+	return p
+}
+
+// kill ends the instance as a crash would.
+func (p *process) kill() {
+	p.Process.Kill()
+	<-p.exited
+}
+
+// terminate asks the instance to stop, once: a second SIGTERM would end it at once.
+func (p *process) terminate() {
+	p.terminated.Do(func() { p.Process.Signal(syscall.SIGTERM) })
+}
+
+// stop ends the instance as a scale-down does, and returns its exit status and what it logged.
+func (p *process) stop() (int, string) {
+	p.terminate()
+	<-p.exited
+	return p.ProcessState.ExitCode(), p.stderr.String()
+}
+
+// get returns the status and the body of the page at url.
+func get(t testing.TB, url string) (int, string) {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(body)
+}
+
+// An answer is what a request to / was told, and when.
+type answer struct {
+	start, end time.Duration // since the tests began
+	status     int
+	instance   string
+	n          int64 // the instance's number
+	total      int64 // the cluster's; 0 with a 503
+}
+
+var began = time.Now()
+
+// ask sends a request and reads its answer, which must have the promised form.
+func ask(c *http.Client, url string) (a answer, err error) {
+	a.start = time.Since(began)
+	resp, err := c.Get(url)
+	if err != nil {
+		return a, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	a.end, a.status = time.Since(began), resp.StatusCode
+	if err != nil { // not to be taken for a connection that was refused
+		return a, fmt.Errorf("%s: answer cut off: %v", resp.Status, err)
+	}
+	form, numbers := "This is request %d to this instance and request %d to the cluster.\n", []any{&a.n, &a.total}
+	if a.status == http.StatusServiceUnavailable {
+		form, numbers = "This is request %d to this instance; the cluster count is unavailable.\n", numbers[:1]
+	}
+	first, second, _ := strings.Cut(string(body), "\n")
+	a.instance = strings.TrimSuffix(strings.TrimPrefix(first, "You are talking to instance "), ".")
+	if _, err := fmt.Sscanf(second, form, numbers...); err != nil || len(first)-len(a.instance) != len("You are talking to instance .") {
+		return a, fmt.Errorf("%s: not the promised answer: %q", resp.Status, body)
+	}
+	return a, nil
+}
+
+// sleep waits for d, or until ctx is done, and says whether it still goes on.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
+}
