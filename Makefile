@@ -35,9 +35,10 @@ image: ## requestcount:VERSION and requestcount:latest
 	docker build --network none --build-arg VERSION=$(VERSION) -t requestcount:$(VERSION) -t requestcount:latest .
 
 docker-compose: ## three replicas behind port 8083, in the foreground
-	docker compose up --build
+	docker compose up --build || [ $$? = 130 ] # Ctrl-C, the way to end it
 
 helm: image ## three replicas in the cluster of kubectl, at localhost:8083 with Docker Desktop and k3d
-	helm upgrade --install requestcount ./helm --set service.type=LoadBalancer \
+	@# Each build has the same tag; the annotation, the image's id, has a new one rolled out.
+	helm upgrade --install requestcount ./helm --reset-then-reuse-values --set service.type=LoadBalancer \
 		--set-string podAnnotations.image=$$(docker image inspect -f '{{.Id}}' requestcount:$(VERSION))
 	kubectl rollout status deployment/requestcount --timeout 2m

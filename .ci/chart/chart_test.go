@@ -46,6 +46,7 @@ type release struct {
 	order       []string // "Kind/name", sorted
 	deployments map[string]appsv1.Deployment
 	services    map[string]corev1.Service
+	user        *int64 // that the pods ask for
 }
 
 // render renders a release with the arguments of helm template, and decodes
@@ -61,6 +62,9 @@ func render(t *testing.T, name string, args ...string) release {
 		t.Fatal(err)
 	}
 	r := release{deployments: map[string]appsv1.Deployment{}, services: map[string]corev1.Service{}}
+	if user := int64(65532); !slices.ContainsFunc(args, func(arg string) bool { return strings.Contains(arg, "openshift") || strings.Contains(arg, "runAsUser") }) {
+		r.user = &user
+	}
 	for _, doc := range strings.Split("\n"+out, "\n---\n")[1:] {
 		var typ metav1.TypeMeta
 		if err := yaml.Unmarshal([]byte(doc), &typ); err != nil {
@@ -123,8 +127,8 @@ func checkDeployment(t *testing.T, r release, d appsv1.Deployment) {
 		t.Fatalf("%s has no Service", d.Name)
 	}
 	pod := d.Spec.Template.Spec
-	if len(d.Name) > 63 || len(pod.Containers) != 1 || len(pod.InitContainers)+len(pod.Volumes) != 0 {
-		t.Fatalf("%s: %d characters, %d containers, %d others, %d volumes", d.Name, len(d.Name), len(pod.Containers), len(pod.InitContainers), len(pod.Volumes))
+	if len(d.Name) > 63 || len(pod.Containers) != 1 || len(pod.InitContainers) != 0 {
+		t.Fatalf("%s: %d characters, %d containers, %d others", d.Name, len(d.Name), len(pod.Containers), len(pod.InitContainers))
 	}
 	selector := d.Spec.Selector.MatchLabels
 	if len(selector) != 3 || len(d.Spec.Selector.MatchExpressions) != 0 || !maps.Equal(selector, s.Spec.Selector) {
@@ -144,8 +148,8 @@ func checkDeployment(t *testing.T, r release, d appsv1.Deployment) {
 	}
 
 	// The restricted Pod Security Standard, and what the project adds to it.
-	no, yes, user := false, true, int64(65532)
-	wantPod := &corev1.PodSecurityContext{RunAsNonRoot: &yes, RunAsUser: &user, RunAsGroup: &user,
+	no, yes := false, true
+	wantPod := &corev1.PodSecurityContext{RunAsNonRoot: &yes, RunAsUser: r.user, RunAsGroup: r.user,
 		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}}
 	if !reflect.DeepEqual(pod.SecurityContext, wantPod) {
 		t.Errorf("%s: the pod's security context is %v", d.Name, pod.SecurityContext)
@@ -198,51 +202,39 @@ func TestDefaults(t *testing.T) {
 	r := render(t, "requestcount")
 	equal(t, "objects", r.order, all)
 	d, c, env := r.server(t, "requestcount")
-	pod := d.Spec.Template.Spec
 	equal(t, "replicas", *d.Spec.Replicas, int32(3))
 	equal(t, "image", c.Image, "requestcount:1.0.0")
-	equal(t, "pull policy", c.ImagePullPolicy, corev1.PullIfNotPresent)
 	equal(t, "environment", env, map[string]string{"REDIS_URL": "redis://requestcount-redis", "REDIS_KEY": "requestcount", "REDIS_TIMEOUT": "5s", "SHUTDOWN_DELAY": "5s"})
-	equal(t, "strategy", d.Spec.Strategy.Type, appsv1.RollingUpdateDeploymentStrategyType)
 	equal(t, "maxUnavailable", d.Spec.Strategy.RollingUpdate.MaxUnavailable.String(), "0")
-	equal(t, "grace period", *pod.TerminationGracePeriodSeconds, int64(5+10+3*5+5))
+	equal(t, "grace period", *d.Spec.Template.Spec.TerminationGracePeriodSeconds, int64(5+10+4*5+5))
 	equal(t, "liveness", c.LivenessProbe.HTTPGet.Path, "/healthz")
 	equal(t, "readiness", c.ReadinessProbe.HTTPGet.Path, "/readyz")
-	if len(pod.TopologySpreadConstraints) != 1 || pod.TopologySpreadConstraints[0].WhenUnsatisfiable != corev1.ScheduleAnyway ||
-		!maps.Equal(pod.TopologySpreadConstraints[0].LabelSelector.MatchLabels, d.Spec.Selector.MatchLabels) {
-		t.Errorf("the instances are not spread over the nodes: %+v", pod.TopologySpreadConstraints)
-	}
-	s := r.services["requestcount"].Spec
-	equal(t, "Service", s.Type, corev1.ServiceTypeClusterIP)
-	equal(t, "port", s.Ports[0].Port, int32(8083))
-	equal(t, "node port", s.Ports[0].NodePort, int32(0))
+	equal(t, "port", r.services["requestcount"].Spec.Ports[0].Port, int32(8083))
 
 	redis := r.deployments["requestcount-redis"].Spec
 	c = redis.Template.Spec.Containers[0]
 	equal(t, "Redis' replicas", *redis.Replicas, int32(1))
 	equal(t, "Redis' strategy", redis.Strategy.Type, appsv1.RecreateDeploymentStrategyType)
-	equal(t, "Redis' image", c.Image, "redis:8-alpine")
-	equal(t, "Redis' command", strings.Join(c.Command, " "), "redis-server --save  --appendonly no --protected-mode no")
-	equal(t, "Redis' user", strings.Join(c.Args, " "), "--user default on nopass resetkeys ~requestcount ~{requestcount}:instances resetchannels -@all"+
-		" +ping +auth +script|load +evalsha +get +incrby +hget +hset +hdel")
-	equal(t, "Redis' liveness", c.LivenessProbe.Exec.Command, []string{"redis-cli", "ping"})
-	equal(t, "Redis' Service", r.services["requestcount-redis"].Spec.Type, corev1.ServiceType(""))
+	equal(t, "Redis' user", strings.Join(c.Args, " "), "--user default on nopass resetkeys ~requestcount ~{requestcount}:instances ~{requestcount}:ended resetchannels"+
+		" -@all +ping +auth +get +incrby +hget +hset +hsetnx +hexists +hdel +hlen +hgetall +eval +evalsha")
 }
 
+// What testdata/full.yaml sets has gone where it belongs.
 func TestEveryValue(t *testing.T) {
 	r := render(t, "blue", "--values", "testdata/full.yaml")
 	equal(t, "objects", r.order, []string{"Deployment/blue-requestcount", "Deployment/blue-requestcount-redis", "Service/blue-requestcount", "Service/blue-requestcount-redis"})
 	d, c, env := r.server(t, "blue-requestcount")
 	pod := d.Spec.Template
 	equal(t, "replicas", *d.Spec.Replicas, int32(7))
-	equal(t, "image", c.Image, "registry.example/rc:2")
-	equal(t, "pull policy", c.ImagePullPolicy, corev1.PullAlways)
+	equal(t, "image", c.Image, "registry.example/rc:5060547")
 	equal(t, "environment", env, map[string]string{"REDIS_URL": "redis://blue-requestcount-redis", "REDIS_KEY": "counts", "REDIS_TIMEOUT": "2s", "SHUTDOWN_DELAY": "9s", "GOGC": "50", "POD": ""})
-	equal(t, "grace period", *pod.Spec.TerminationGracePeriodSeconds, int64(9+10+3*2+5))
+	equal(t, "grace period", *pod.Spec.TerminationGracePeriodSeconds, int64(9+10+4*2+5))
 	equal(t, "memory limit", c.Resources.Limits.Memory().String(), "99Mi")
 	equal(t, "annotation", pod.Annotations, map[string]string{"example.com/a": "1"})
 	equal(t, "label", pod.Labels["example.com/team"], "blue")
 	equal(t, "affinity", pod.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms[0].MatchExpressions[0].Key, "disk")
+	equal(t, "volume", pod.Spec.Volumes[0].ConfigMap.Name, "ca")
+	equal(t, "mount", c.VolumeMounts, []corev1.VolumeMount{{Name: "ca", MountPath: "/ca", ReadOnly: true}})
 	s := r.services["blue-requestcount"]
 	equal(t, "Service", s.Spec.Type, corev1.ServiceTypeNodePort)
 	equal(t, "port", s.Spec.Ports[0].Port, int32(80))
@@ -251,9 +243,8 @@ func TestEveryValue(t *testing.T) {
 
 	redis := r.deployments["blue-requestcount-redis"].Spec.Template.Spec
 	equal(t, "Redis' image", redis.Containers[0].Image, "registry.example/redis:8")
-	equal(t, "Redis' pull policy", redis.Containers[0].ImagePullPolicy, corev1.PullNever)
 	equal(t, "Redis' memory limit", redis.Containers[0].Resources.Limits.Memory().String(), "33Mi")
-	equal(t, "Redis' keys", redis.Containers[0].Args[5:7], []string{"~counts", "~{counts}:instances"})
+	equal(t, "Redis' keys", redis.Containers[0].Args[5:8], []string{"~counts", "~{counts}:instances", "~{counts}:ended"})
 	for name, pod := range map[string]corev1.PodSpec{"instances": pod.Spec, "Redis": redis} {
 		equal(t, name+": pull secrets", pod.ImagePullSecrets, []corev1.LocalObjectReference{{Name: "registry"}})
 		equal(t, name+": node selector", pod.NodeSelector, map[string]string{"kubernetes.io/arch": "amd64"})
@@ -268,22 +259,30 @@ func TestEveryValue(t *testing.T) {
 
 func TestOutsideRedis(t *testing.T) {
 	app := []string{"Deployment/requestcount", "Service/requestcount"}
-	r := render(t, "requestcount", "--set", "redis.enabled=false,redis.url=rediss://redis.example/3")
-	equal(t, "objects", r.order, app)
-	_, _, env := r.server(t, "requestcount")
-	equal(t, "URL", env["REDIS_URL"], "rediss://redis.example/3")
-
-	r = render(t, "requestcount", "--set", "redis.enabled=false,redis.existingSecret=mine")
+	r := render(t, "requestcount", "--set", "redis.enabled=false,redis.existingSecret=mine,redis.existingSecretKey=redis-url")
 	equal(t, "objects", r.order, app)
 	_, c, _ := r.server(t, "requestcount")
 	equal(t, "URL", c.Env[0], corev1.EnvVar{Name: "REDIS_URL", ValueFrom: &corev1.EnvVarSource{
-		SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "mine"}, Key: "url"}}})
+		SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "mine"}, Key: "redis-url"}}})
+
+	// Kubernetes expands $(NAME) only where NAME comes before.
+	const url = "rediss://:$(REDIS_PASSWORD)@redis.example/3"
+	r = render(t, "requestcount", "--set", "redis.enabled=false,redis.url="+url+",extraEnv[0].name=REDIS_PASSWORD,extraEnv[0].value=p%40ss")
+	equal(t, "objects", r.order, app)
+	_, c, _ = r.server(t, "requestcount")
+	equal(t, "environment", c.Env[:2], []corev1.EnvVar{{Name: "REDIS_PASSWORD", Value: "p%40ss"}, {Name: "REDIS_URL", Value: url}})
 }
 
-func TestLoadBalancer(t *testing.T) {
-	r := render(t, "requestcount", "--set", "service.type=LoadBalancer")
-	equal(t, "objects", r.order, all)
-	equal(t, "Service", r.services["requestcount"].Spec.Type, corev1.ServiceTypeLoadBalancer)
+// The number of instances is left to others.
+func TestNoReplicaCount(t *testing.T) {
+	d, _, _ := render(t, "requestcount", "--set", "replicaCount=null").server(t, "requestcount")
+	equal(t, "replicas", d.Spec.Replicas, (*int32)(nil))
+}
+
+// OpenShift gives pods a user, by itself or as the chart's page says.
+func TestOpenShift(t *testing.T) {
+	render(t, "requestcount", "--api-versions=security.openshift.io/v1")
+	render(t, "requestcount", "--set", "podSecurityContext.runAsUser=null,podSecurityContext.runAsGroup=null")
 }
 
 // A subchart is given "global" by its parent.
@@ -291,28 +290,39 @@ func TestGlobal(t *testing.T) {
 	equal(t, "objects", render(t, "requestcount", "--set", "global.region=eu").order, all)
 }
 
-// Two releases in a namespace share no name, no label and no key in Redis,
-// also where their names, of 53 characters at the most, differ in the last only.
+func TestNames(t *testing.T) {
+	long := strings.Repeat("x", 53)
+	for _, tt := range []struct{ release, set, want string }{
+		{"blue", "", "blue-requestcount"},
+		{"my-requestcount", "", "my-requestcount"},
+		{long, "", long + "-req"},
+		{"blue", "nameOverride=counter", "blue-counter"},
+		{"2026-demo", "fullnameOverride=demo", "demo"},
+		{"v1.0", "fullnameOverride=demo", "demo"},
+	} {
+		equal(t, tt.release+" "+tt.set, render(t, tt.release, "--set", tt.set).order[0], "Deployment/"+tt.want)
+	}
+}
+
+// Two releases in a namespace share no name and no key in Redis, also where
+// their names, of 53 characters at the most, differ in the last only.
 func TestTwoReleases(t *testing.T) {
 	long := strings.Repeat("x", 52)
-	for _, pair := range [][2]string{{"blue", "green"}, {long + "a", long + "b"}, {"requestcount", "requestcount-2"}} {
-		names, keys := map[string]bool{}, map[string]bool{}
-		for _, name := range pair {
-			r := render(t, name)
-			for _, object := range r.order {
-				if names[object] {
-					t.Errorf("%v share %s", pair, object)
-				}
-				names[object] = true
+	for _, pair := range [][2]string{{"blue", "green"}, {long + "a", long + "b"}} {
+		one, two := render(t, pair[0]), render(t, pair[1])
+		for _, object := range one.order {
+			if slices.Contains(two.order, object) {
+				t.Errorf("%v share %s", pair, object)
 			}
+		}
+		keys := map[string]bool{}
+		for _, r := range []release{one, two} {
 			for _, d := range r.deployments {
 				for _, e := range d.Spec.Template.Spec.Containers[0].Env {
-					if e.Name == "REDIS_KEY" || e.Name == "REDIS_URL" {
-						if keys[e.Value] {
-							t.Errorf("%v share %s=%s", pair, e.Name, e.Value)
-						}
-						keys[e.Value] = true
+					if strings.HasPrefix(e.Name, "REDIS_") && e.Name != "REDIS_TIMEOUT" && keys[e.Value] {
+						t.Errorf("%v share %s=%s", pair, e.Name, e.Value)
 					}
+					keys[e.Value] = true
 				}
 			}
 		}
@@ -321,35 +331,31 @@ func TestTwoReleases(t *testing.T) {
 
 // Wrong values are refused with a sentence that names them.
 func TestRefusals(t *testing.T) {
-	for _, tt := range []struct{ set, says string }{
-		{"redis.enabled=false", "redis.enabled is false: set redis.url"},
-		{"redis.enabled=false,redis.url=redis://a,redis.existingSecret=b", "redis.url and redis.existingSecret are both set"},
-		{"redis.url=redis://a", "set redis.enabled=false"},
-		{"redis.existingSecret=b", "set redis.enabled=false"},
-		{"redis.enabled=false,redis.url=http://a", "/redis/url"},
-		{"redis.key=a{b}", "/redis/key"},
-		{"redis.enabled=yes", "/redis/enabled"},
-		{"redis.image.tag=", "/redis/image/tag"},
-		{"replica=5", "'replica'"},
-		{"replicas=many", "/replicas"},
-		{"replicas=-1", "/replicas"},
-		{"image.name=x", "'name'"},
-		{"image.tag=1", "/image/tag"},
-		{"image.pullPolicy=Sometimes", "/image/pullPolicy"},
-		{"imagePullSecrets[0]=x", "/imagePullSecrets/0"},
-		{"service.type=ExternalName", "/service/type"},
-		{"service.port=0", "/service/port"},
-		{"service.nodePort=high", "/service/nodePort"},
-		{"redisTimeoutSeconds=0", "/redisTimeoutSeconds"},
-		{"shutdownDelaySeconds=5s", "/shutdownDelaySeconds"},
-		{"podAnnotations.a=1", "/podAnnotations/a"},
-		{"extraEnv[0].name=REDIS_URL", "extraEnv has REDIS_URL"},
-		{"extraEnv[0].value=x", "'name'"},
-		{"resources=small", "/resources"},
+	for _, tt := range []struct{ release, set, says string }{
+		{"requestcount", "redis.enabled=false", "redis.enabled is false: set redis.url"},
+		{"requestcount", "redis.enabled=false,redis.url=redis://a,redis.existingSecret=b", "redis.url and redis.existingSecret are both set"},
+		{"requestcount", "redis.url=redis://a", "set redis.enabled=false"},
+		{"requestcount", "redis.existingSecret=b", "set redis.enabled=false"},
+		{"requestcount", "redis.enabled=false,redis.url=http://a", "/redis/url"},
+		{"requestcount", "redis.key=a{b}", "/redis/key"},
+		{"requestcount", "replicas=5", "'replicas'"},
+		{"requestcount", "replicaCount=many", "/replicaCount"},
+		{"requestcount", "image.name=x", "'name'"},
+		{"requestcount", "image.tag=a b", "/image/tag"},
+		{"requestcount", "image.tag=true", "/image/tag"},
+		{"requestcount", "service.type=ExternalName", "/service/type"},
+		{"requestcount", "redisTimeoutSeconds=0", "/redisTimeoutSeconds"},
+		{"requestcount", "shutdownDelaySeconds=5s", "/shutdownDelaySeconds"},
+		{"requestcount", "podAnnotations.a=1", "/podAnnotations/a"},
+		{"requestcount", `podLabels.app\.kubernetes\.io/name=x`, "/podLabels"},
+		{"requestcount", "extraEnv[0].name=REDIS_URL", "extraEnv has REDIS_URL"},
+		{"2026-demo", "", `"2026-demo-requestcount" cannot name a Service`},
+		{"v1.0", "", `"v1.0-requestcount" cannot name a Service`},
+		{"requestcount", "fullnameOverride=Big", `"Big" cannot name a Service`},
 	} {
-		_, err := helm("template", "requestcount", chart, version, "--set", tt.set)
+		_, err := helm("template", tt.release, chart, version, "--set", tt.set)
 		if err == nil || !strings.Contains(err.Error(), tt.says) {
-			t.Errorf("--set %s: %v, want %s", tt.set, err, tt.says)
+			t.Errorf("%s --set %s: %v, want %s", tt.release, tt.set, err, tt.says)
 		}
 	}
 }

@@ -1,17 +1,45 @@
+{{/* The chart's name, as labels have it. */}}
+{{- define "requestcount.name" -}}
+{{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" -}}
+{{- end }}
+
 {{/*
 The name of all that belongs to the release. It leaves room for "-redis" in the
 63 characters of a DNS label; a release's name, of 53 at the most, always stays whole.
 */}}
-{{- define "requestcount.name" -}}
-{{- $name := .Release.Name -}}
-{{- if not (contains .Chart.Name $name) -}}{{- $name = printf "%s-%s" $name .Chart.Name -}}{{- end -}}
-{{- $name | trunc 57 | trimSuffix "-" -}}
+{{- define "requestcount.fullname" -}}
+{{- $name := include "requestcount.name" . -}}
+{{- $fullname := .Release.Name -}}
+{{- if not (contains $name $fullname) -}}{{- $fullname = printf "%s-%s" $fullname $name -}}{{- end -}}
+{{- .Values.fullnameOverride | default $fullname | trunc 57 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* What the schema cannot say: it fails with one line, before anything is installed. */}}
+{{- define "requestcount.validate" -}}
+{{- $fullname := include "requestcount.fullname" . -}}
+{{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $fullname) -}}
+  {{- fail (printf "%q cannot name a Service, which begins with a letter and has lower-case letters, digits and \"-\" only: choose another release name, or set fullnameOverride" $fullname) -}}
+{{- end -}}
+{{- with .Values.redis -}}
+  {{- if and .enabled (or .url .existingSecret) -}}
+    {{- fail "redis.url and redis.existingSecret are for an outside Redis: set redis.enabled=false with them" -}}
+  {{- else if and (not .enabled) (not .url) (not .existingSecret) -}}
+    {{- fail "redis.enabled is false: set redis.url to the URL of an outside Redis, or redis.existingSecret to the name of a Secret that holds it" -}}
+  {{- else if and .url .existingSecret -}}
+    {{- fail "redis.url and redis.existingSecret are both set: set one of them" -}}
+  {{- end -}}
+{{- end -}}
+{{- range .Values.extraEnv -}}
+  {{- if has .name (list "ADDR" "REDIS_URL" "REDIS_KEY" "REDIS_TIMEOUT" "SHUTDOWN_DELAY") -}}
+    {{- fail (printf "extraEnv has %s, which the chart sets itself: use redis, redisTimeoutSeconds, shutdownDelaySeconds and service.port" .name) -}}
+  {{- end -}}
+{{- end -}}
 {{- end }}
 
 {{/* The labels that select a component's pods, and that no upgrade may change. Takes (list $ COMPONENT). */}}
-{{- define "requestcount.selector" -}}
+{{- define "requestcount.selectorLabels" -}}
 {{- $root := first . -}}
-app.kubernetes.io/name: {{ $root.Chart.Name }}
+app.kubernetes.io/name: {{ include "requestcount.name" $root }}
 app.kubernetes.io/instance: {{ $root.Release.Name }}
 app.kubernetes.io/component: {{ last . }}
 {{- end }}
@@ -19,8 +47,8 @@ app.kubernetes.io/component: {{ last . }}
 {{/* The labels of an object. Takes (list $ COMPONENT). */}}
 {{- define "requestcount.labels" -}}
 {{- $root := first . -}}
-{{ include "requestcount.selector" . }}
-app.kubernetes.io/part-of: {{ $root.Chart.Name }}
+{{ include "requestcount.selectorLabels" . }}
+app.kubernetes.io/part-of: {{ include "requestcount.name" $root }}
 app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- if eq (last .) "server" }}
 app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
@@ -28,16 +56,33 @@ app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 }}
 {{- end }}
 
-{{/* What every pod has: the restricted Pod Security Standard, and the user's choice of nodes. */}}
-{{- define "requestcount.pod" -}}
+{{/*
+The number of instances. Where that is left to others it is the present one: to
+leave the field out would not do, as an upgrade from a release that had it
+removes it, and that makes it 1.
+*/}}
+{{- define "requestcount.replicas" -}}
+{{- if ne .Values.replicaCount nil -}}
+  {{- .Values.replicaCount -}}
+{{- else -}}
+  {{- lookup "apps/v1" "Deployment" .Release.Namespace (include "requestcount.fullname" .) | dig "spec" "replicas" "" -}}
+{{- end -}}
+{{- end }}
+
+{{/* What every pod has. OpenShift gives each namespace users of its own and refuses the default one. */}}
+{{- define "requestcount.podSpec" -}}
+{{- $context := .Values.podSecurityContext -}}
+{{- if .Capabilities.APIVersions.Has "security.openshift.io/v1" -}}
+  {{- range $field := list "runAsUser" "runAsGroup" -}}
+    {{- if eq (int64 (get $context $field)) 65532 -}}{{- $context = omit $context $field -}}{{- end -}}
+  {{- end -}}
+{{- end -}}
 automountServiceAccountToken: false
 enableServiceLinks: false
+{{- with $context }}
 securityContext:
-  runAsNonRoot: true
-  runAsUser: 65532
-  runAsGroup: 65532
-  seccompProfile:
-    type: RuntimeDefault
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
@@ -52,16 +97,15 @@ tolerations:
 {{- end }}
 {{- end }}
 
-{{/* What every container has. */}}
-{{- define "requestcount.container" -}}
-securityContext:
-  allowPrivilegeEscalation: false
-  readOnlyRootFilesystem: true
-  capabilities:
-    drop: [ALL]
+{{/* The image, with a tag that YAML may have read as a number. Takes (list IMAGE DEFAULT-TAG). */}}
+{{- define "requestcount.image" -}}
+{{- $image := first . -}}
+{{- $tag := $image.tag -}}
+{{- if not (kindIs "string" $tag) -}}{{- $tag = int64 $tag | toString -}}{{- end -}}
+{{- printf "%s:%s" $image.repository ($tag | default (last .)) -}}
 {{- end }}
 
 {{/* The key of the total in Redis. */}}
 {{- define "requestcount.key" -}}
-{{- .Values.redis.key | default (include "requestcount.name" .) -}}
+{{- .Values.redis.key | default (include "requestcount.fullname" .) -}}
 {{- end }}
