@@ -258,13 +258,14 @@ func newConn(s *redisServer, key, entry string) *conn {
 // knows whether Redis has added n; the next call makes sure.
 func (c *conn) incrBy(n int64) (int64, error) {
 	c.count += n
+	half := c.server.timeout / 2
 	deadline := time.Now().Add(c.server.timeout)
 	var cause error
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
 		kept := c.nc != nil
-		limit := deadline
-		if kept { // it may be dead in silence: the other half is for a fresh one
-			limit = limit.Add(-c.server.timeout / 2)
+		limit := time.Now().Add(half) // a connection that is dead in silence leaves time for a fresh one
+		if limit.After(deadline) {
+			limit = deadline
 		}
 		reached, err := c.raise(limit)
 		if err == nil {
@@ -274,10 +275,8 @@ func (c *conn) incrBy(n int64) (int64, error) {
 			cause = err // the last attempt may just have lacked time
 		}
 		now := time.Now()
-		if kept || now.Sub(limit) > maxPause { // so late: the process was suspended
-			if half := now.Add(c.server.timeout / 2); half.After(deadline) {
-				deadline = half
-			}
+		if now.Sub(limit) > maxPause { // so late: the process was suspended
+			deadline = now.Add(half)
 		}
 		if !kept {
 			if deadline.Sub(now) <= pause {

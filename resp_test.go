@@ -401,7 +401,7 @@ func TestCauses(t *testing.T) {
 // leaves half of it to a fresh one.
 func TestTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fakeRedis{answer: once(":1\r\n", "", ":2\r\n", "", "", "")}
+		f := &fakeRedis{answer: once("", ":1\r\n", "", ":2\r\n", "", "", "")}
 		c := newConn(f.server(t, "redis://fake"), "k", "host:1/X/1")
 		for _, step := range []struct {
 			name string
@@ -409,7 +409,7 @@ func TestTimeout(t *testing.T) {
 			took time.Duration
 			err  bool
 		}{
-			{name: "a first command", want: 1},
+			{name: "dead in silence from the first", want: 1, took: 510 * time.Millisecond},
 			{name: "dead in silence", want: 2, took: 500 * time.Millisecond},
 			{name: "silent for good", took: time.Second, err: true},
 		} {
