@@ -1002,7 +1002,7 @@ func TestBatches(t *testing.T) {
 }
 
 // While Redis is down, requests are answered at once, and the instance tries at
-// most once a second; a batch that fails wakes the heartbeat.
+// most once a second.
 func TestDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
@@ -1052,22 +1052,73 @@ func TestDown(t *testing.T) {
 		if n := len(take()); n != 10*connections {
 			t.Errorf("got %d heartbeats in 10 s, want 10 of each connection", n)
 		}
+		end()
+	})
+}
+
+// A batch that fails wakes the heartbeat, which would sleep out its second.
+func TestFailedBatchWakesHeartbeat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRedis{answer: func(cmd []string) string {
+			if cmd[0] == "HGETALL" {
+				return "*0\r\n"
+			}
+			return ":0\r\n"
+		}}
+		s := f.server(t, "redis://fake")
+		s.timeout = 200 * time.Millisecond
+		c := newCounter("host:1", "k", s)
+		end := start(t, c)
+		time.Sleep(100 * time.Millisecond) // after the first heartbeat
 		for range connections {
 			conn := <-c.pool
 			conn.close()
 			c.pool <- conn
 		}
 		f.gone.Store(true)
-		time.AfterFunc(1050*time.Millisecond, func() { f.gone.Store(false) })
 		if _, _, err := c.next(); err == nil {
 			t.Error("got no error, want one")
 		}
-		time.Sleep(300 * time.Millisecond)
+		f.gone.Store(false)
+		time.Sleep(200 * time.Millisecond)
 		if !c.status().up {
-			t.Error("the heartbeat slept on after a batch failed")
+			t.Error("Redis is taken to be down 200 ms after it is back")
 		}
 		end()
 	})
+}
+
+// An instance without requests sees those of the others.
+func TestHeartbeatSeesTheCluster(t *testing.T) {
+	t.Parallel()
+	url := startRedis(t)
+	key := newKey(t, url)
+	busy := newCounter("busy:1", key, mustParse(t, url, 5*time.Second))
+	idle := newCounter("idle:1", key, mustParse(t, url, 5*time.Second))
+	idle.next()
+	for want := int64(2); want < 5; want++ {
+		busy.next()
+		idle.heartbeat()
+		if s := idle.status(); s.total != want {
+			t.Errorf("the idle instance sees %d, want %d", s.total, want)
+		}
+	}
+}
+
+// After a restart of Redis all that have ended are compared, not only their number.
+func TestEndedAreComparedAfterRestart(t *testing.T) {
+	t.Parallel()
+	url := startRedis(t)
+	key := newKey(t, url)
+	other := newCounter("other:1", key, mustParse(t, url, 5*time.Second))
+	other.next()
+	other.end(t.Context())
+	c := newCounter("host:1", key, mustParse(t, url, 5*time.Second))
+	c.ended["forgotten:1/X"] = "5"
+	c.heartbeat()
+	if n := redisTotal(t, url, key); n != 6 || c.ended[other.id] != "1" {
+		t.Errorf("got the total %d and %v, want 6 and %s", n, c.ended, other.id)
+	}
 }
 
 // What is owed at the end is told while Redis comes back within the time given.
