@@ -929,13 +929,19 @@ func TestFaults(t *testing.T) {
 			time.Sleep(150 * time.Millisecond)
 			close(stop)
 			wg.Wait()
-			for _, end := range ends {
-				end()
-			}
 
 			faulty, steady := tallies[0], tallies[1]
-			if got, want := redisTotal(t, url, key), int64(len(faulty.instance)+len(steady.instance)); got != want {
-				t.Errorf("got the total %d, want %d", got, want)
+			want := int64(len(faulty.instance) + len(steady.instance))
+			for began := time.Now(); redisTotal(t, url, key) != want && time.Since(began) < 5*time.Second; {
+				time.Sleep(20 * time.Millisecond) // until the heartbeats
+			}
+			for _, when := range []string{"while the instances run", "after they have ended"} {
+				if got := redisTotal(t, url, key); got != want {
+					t.Errorf("%s: got the total %d, want %d", when, got, want)
+				}
+				for _, end := range ends {
+					end()
+				}
 			}
 			oneTo(t, "the faulty instance", faulty.instance)
 			oneTo(t, "the steady instance", steady.instance)
