@@ -475,16 +475,17 @@ func (c *counter) end(ctx context.Context) {
 		defer conn.close()
 		told += conn.noted
 	}
+	n := c.status().n
 	for pause := downInterval; conn != nil; pause = min(2*pause, heartbeatInterval) {
 		c.share(conn)
-		err := conn.end(c.id, strconv.FormatInt(c.n, 10))
+		err := conn.end(c.id, strconv.FormatInt(n, 10))
 		if err == nil {
 			return
 		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			slog.Warn("Redis was not told that this instance has ended", "requests", c.n-told, "cause", err)
+			slog.Warn("Redis was not told that this instance has ended", "requests", n-told, "cause", err)
 			return
 		}
 	}

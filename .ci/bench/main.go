@@ -2,7 +2,7 @@
 // network away, and several instances of it before one Redis. It prints tables
 // in Markdown. It needs wrk and redis-server; all traffic stays on loopback.
 //
-//	go run . [-rounds 3] [-seconds 3] [-connections 1,4,16,64,256]
+//	go run . [-rounds 3] [-seconds 3] [-connections 4,64,256]
 //	go run . -scale
 package main
 
@@ -33,7 +33,7 @@ func main() {
 	log.SetFlags(0)
 	rounds := flag.Int("rounds", 3, "measurements of each contestant, in turn")
 	seconds := flag.Int("seconds", 3, "length of a measurement")
-	levels := flag.String("connections", "1,4,16,64,256", "numbers of connections")
+	levels := flag.String("connections", "4,64,256", "numbers of connections")
 	scale := flag.Bool("scale", false, "measure 1, 3, 10 and 30 instances before one Redis")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
