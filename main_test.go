@@ -1062,6 +1062,32 @@ func TestDown(t *testing.T) {
 	})
 }
 
+// A batch that waits for a connection as Redis goes down fails too, and is owed.
+func TestWaitingBatchIsOwed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeRedis{}
+		f.gone.Store(true)
+		c := newCounter("host:1", "k", f.server(t, "redis://fake"))
+		var wg sync.WaitGroup
+		for i := range connections + 2 {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i) * time.Millisecond) // one batch for each connection, the last two wait
+				if _, _, err := c.next(); err == nil {
+					t.Error("got no error, want one")
+				}
+			})
+		}
+		wg.Wait()
+		sum := c.owed
+		for range connections {
+			sum += (<-c.pool).count
+		}
+		if sum != connections+2 || c.status().n != sum {
+			t.Errorf("got %d requests for later commands of %d counted, want %d", sum, c.status().n, connections+2)
+		}
+	})
+}
+
 // A batch that fails wakes the heartbeat, which would sleep out its second.
 func TestFailedBatchWakesHeartbeat(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
