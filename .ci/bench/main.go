@@ -55,6 +55,9 @@ func main() {
 }
 
 func measure(ctx context.Context, rounds, seconds int, levels []string, scale bool) error {
+	if rounds < 1 || seconds < 1 {
+		return fmt.Errorf("-rounds %d -seconds %d: want 1 or more", rounds, seconds)
+	}
 	runtime.LockOSThread() // a child ends with the thread that started it
 	for _, need := range []string{"wrk", "redis-server"} {
 		if _, err := exec.LookPath(need); err != nil {
@@ -101,8 +104,8 @@ func (b *bench) start(addr, name string, args ...string) (*exec.Cmd, error) {
 	cmd := exec.CommandContext(b.ctx, name, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Env = append(os.Environ(), "ADDR="+addr)
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
+	var said strings.Builder
+	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -114,7 +117,7 @@ func (b *bench) start(addr, name string, args ...string) (*exec.Cmd, error) {
 		time.Sleep(25 * time.Millisecond)
 	}
 	end(cmd)
-	return nil, fmt.Errorf("%s does not listen at %s: %s", name, addr, &stderr)
+	return nil, fmt.Errorf("%s does not listen at %s: %s", name, addr, &said)
 }
 
 func end(cmd *exec.Cmd) {
@@ -254,36 +257,43 @@ func (b *bench) scale(redis string) error {
 	fmt.Println("| instances | answers/s | Redis' CPU per answer | of one core |")
 	fmt.Println("|---|---|---|---|")
 	for _, n := range []int{1, 3, 10, 30} {
-		var sum result
-		var mu sync.Mutex
-		var wg sync.WaitGroup
-		var failed error
-		addrs := make([]string, n)
-		for i := range addrs {
-			addrs[i] = freeAddr()
-			cmd, err := b.contestant("requestcount", addrs[i], redis)
-			if err != nil {
-				return err
-			}
-			defer end(cmd)
+		if err := b.scaleTo(redis, n); err != nil {
+			return err
 		}
-		before, began := cpu(b.redis), time.Now()
-		for _, addr := range addrs {
-			wg.Go(func() {
-				r, err := b.load(addr, "8")
-				mu.Lock()
-				defer mu.Unlock()
-				sum.rate += r.rate
-				failed = cmp.Or(failed, err)
-			})
-		}
-		wg.Wait()
-		if failed != nil {
-			return failed
-		}
-		share := (cpu(b.redis) - before).Seconds() / time.Since(began).Seconds()
-		fmt.Printf("| %d | %.0f | %.1f µs | %.0f %% |\n", n, sum.rate, share/sum.rate*1e6, share*100)
 	}
+	return nil
+}
+
+// scaleTo prints the row of n instances.
+func (b *bench) scaleTo(redis string, n int) error {
+	addrs := make([]string, n)
+	for i := range addrs {
+		addrs[i] = freeAddr()
+		cmd, err := b.contestant("requestcount", addrs[i], redis)
+		if err != nil {
+			return err
+		}
+		defer end(cmd)
+	}
+	var rate, used float64 // of all
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	var failed error
+	for _, addr := range addrs {
+		wg.Go(func() {
+			r, err := b.load(addr, "8")
+			mu.Lock()
+			defer mu.Unlock()
+			rate += r.rate
+			used += r.redis * r.rate / float64(n) // each load sees what Redis does for all
+			failed = cmp.Or(failed, err)
+		})
+	}
+	wg.Wait()
+	if failed != nil {
+		return failed
+	}
+	fmt.Printf("| %d | %.0f | %.1f µs | %.0f %% |\n", n, rate, used/rate, used/1e4)
 	return nil
 }
 
