@@ -432,7 +432,8 @@ func (c *counter) run(ctx context.Context) {
 }
 
 // heartbeat sends the count of every idle connection again, which restores
-// what Redis has forgotten. While Redis is down it stops at the first failure.
+// what Redis has forgotten. It stops at the first failure; while Redis is down
+// that is a single attempt.
 func (c *counter) heartbeat() error {
 	for i := range cap(c.pool) {
 		conn := <-c.pool
