@@ -28,12 +28,10 @@ import (
 
 const usage = `Usage: requestcount               count requests and answer them
        requestcount healthcheck   ask the server at ADDR whether it is ready: status 0 or 1
-       requestcount -h            print this
 
 Settings, by environment variable; empty means unset:
   ADDR            :8083         listen address
-  REDIS_URL                     redis://[[user]:password@]host[:port][/db], rediss:// for TLS;
-                                none: a cluster of one
+  REDIS_URL                     redis://[[user]:password@]host[:port][/db], rediss:// for TLS
   REDIS_KEY       requestcount  key of the total; {key}:instances and {key}:ended go with it
   REDIS_TIMEOUT   1s            how long a request may wait for Redis; at least 1ms
   SHUTDOWN_DELAY  0s            how long to go on serving, not ready, after SIGTERM
@@ -89,11 +87,9 @@ func exit(status int, err error) {
 }
 
 type config struct {
-	addr          string
-	key           string
-	redis         *redisServer // nil for a cluster of one
-	redisTimeout  time.Duration
-	shutdownDelay time.Duration
+	addr, key                   string
+	redis                       *redisServer // nil for a cluster of one
+	redisTimeout, shutdownDelay time.Duration
 }
 
 // loadConfig reads the environment. Its errors name the setting, what is wrong
@@ -152,13 +148,9 @@ func run(ctx context.Context, cfg config) error {
 	slog.Info("start", "addr", listener.Addr(), "instance", instance, "redis", cfg.redis, "version", version, "go", runtime.Version())
 
 	counter := newCounter(instance, cfg.key, cfg.redis)
-	counterCtx, stopCounter := context.WithCancel(context.Background())
-	defer stopCounter()
-	var counting sync.WaitGroup
-	counting.Go(func() { counter.run(counterCtx) })
-
-	h := newHandler(instance, counter)
-	server := newServer(h, cfg.redisTimeout)
+	go counter.run(context.Background()) // until end takes its connections
+	h := &handler{counter: counter, instance: instance}
+	server := newServer(h.routes(), cfg.redisTimeout)
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()
 	select {
@@ -176,8 +168,6 @@ func run(ctx context.Context, cfg config) error {
 		slog.Warn("some requests took too long to be answered", "cause", err)
 		server.Close()
 	}
-	stopCounter()
-	counting.Wait()
 	counter.end(drain)
 	slog.Info("stop", "handled", counter.status().n)
 	return nil
@@ -201,29 +191,18 @@ func newServer(h http.Handler, redisTimeout time.Duration) *http.Server {
 
 // A handler answers the requests to one instance.
 type handler struct {
-	mux      *http.ServeMux
 	counter  *counter
 	instance string
 	stopping atomic.Bool
 }
 
-func newHandler(instance string, c *counter) *handler {
-	h := &handler{mux: http.NewServeMux(), counter: c, instance: instance}
-	h.mux.HandleFunc("GET /{$}", h.count)
-	h.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })
-	h.mux.HandleFunc("GET /readyz", h.readyz)
-	h.mux.HandleFunc("GET /metrics", h.metrics)
-	return h
-}
-
-// ServeHTTP asks clients to close their connections while the instance is
-// stopping. SetKeepAlivesEnabled(false) would close idle ones at once, and a
-// request that is on its way on one of them would fail.
-func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if h.stopping.Load() {
-		w.Header().Set("Connection", "close")
-	}
-	h.mux.ServeHTTP(w, r)
+func (h *handler) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", h.count)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", h.readyz)
+	mux.HandleFunc("GET /metrics", h.metrics)
+	return mux
 }
 
 // count counts the request and tells its numbers.
@@ -231,6 +210,11 @@ func (h *handler) count(w http.ResponseWriter, r *http.Request) {
 	n, total, err := h.counter.next()
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")
+	if h.stopping.Load() {
+		// SetKeepAlivesEnabled(false) would close idle connections at once, and a
+		// request that is on its way on one of them would fail.
+		w.Header().Set("Connection", "close")
+	}
 	if err != nil {
 		w.Header().Set("Retry-After", "1")
 		w.WriteHeader(http.StatusServiceUnavailable)
@@ -243,20 +227,21 @@ func (h *handler) count(w http.ResponseWriter, r *http.Request) {
 // readyz stays ready while Redis is down: every instance shares that Redis, so
 // no other could take the requests.
 func (h *handler) readyz(w http.ResponseWriter, r *http.Request) {
+	notReady := h.counter.status().notReady
 	if h.stopping.Load() {
-		http.Error(w, "not ready: stopping", http.StatusServiceUnavailable)
-	} else if err := h.counter.status().notReady; err != nil {
-		http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
-	} else {
-		fmt.Fprintln(w, "ready")
+		notReady = errors.New("stopping")
 	}
+	if notReady != nil {
+		http.Error(w, "not ready: "+notReady.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ready")
 }
 
 // metrics answers in the text format of Prometheus,
 // https://prometheus.io/docs/instrumenting/exposition_formats/.
 func (h *handler) metrics(w http.ResponseWriter, r *http.Request) {
 	s := h.counter.status()
-	up := map[bool]int{true: 1}[s.up]
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 	fmt.Fprintf(w, `# HELP requestcount_instance_requests_total Requests handled by this instance.
 # TYPE requestcount_instance_requests_total counter
@@ -267,7 +252,7 @@ requestcount_cluster_requests %d
 # HELP requestcount_redis_up Whether Redis answered the last time: 1 if so, 0 if not or if none is set.
 # TYPE requestcount_redis_up gauge
 requestcount_redis_up %d
-`, s.n, s.total, up)
+`, s.n, s.total, map[bool]int{true: 1}[s.up])
 }
 
 // healthcheck asks the server at ADDR, on this machine, whether it is ready.
@@ -279,19 +264,17 @@ func healthcheck(_ context.Context, cfg config) error {
 	}
 	defer nc.Close()
 	nc.SetDeadline(time.Now().Add(checkTimeout))
-	if _, err := io.WriteString(nc, "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"); err != nil {
-		return err
-	}
+	io.WriteString(nc, "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") // or the reading fails
 	resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		reason, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-		return errors.New(strings.TrimSpace(string(reason)))
+	reason, err := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = errors.New(strings.TrimSpace(string(reason)))
 	}
-	return nil
+	return err
 }
 
 // A counter numbers the requests of this instance and, through Redis, those of
@@ -302,7 +285,7 @@ type counter struct {
 	pool  chan *conn   // idle connections; taking one out is the right to send
 	wake  *time.Timer  // of the next heartbeat
 
-	ended    map[string]string // what other instances had counted when they ended; for run and end
+	ended    map[string]string // what instances had counted when they ended; for who holds a connection
 	shareErr error             // why those are not shared with Redis; likewise
 
 	mu      sync.Mutex // guards the rest
@@ -369,24 +352,21 @@ func (c *counter) next() (instance, cluster int64, err error) {
 	return b.n - after, b.total - after, b.err
 }
 
-// send waits for a connection, seals b, which is pending, and counts its
-// requests. What is owed goes along: it gets the numbers below those of b.
+// send waits for a connection, seals b, which is pending, and counts its requests.
 func (c *counter) send(b *batch) {
 	conn := <-c.pool
 	runtime.Gosched() // handlers that are ready to run join the batch
 	c.mu.Lock()
 	c.pending = newBatch()
 	c.n += b.size
-	c.owed += b.size
 	b.n, b.err = c.n, c.down
-	var added int64
-	if b.err == nil {
-		added, c.owed = c.owed, 0
+	if b.err != nil {
+		c.owed += b.size
 	}
 	c.mu.Unlock()
 
 	if b.err == nil {
-		b.total, b.err = c.see(conn.incrBy(added))
+		b.total, b.err = c.add(conn, b.size)
 	}
 	close(b.done)
 	c.pool <- conn
@@ -395,8 +375,19 @@ func (c *counter) send(b *batch) {
 	}
 }
 
-// see notes and returns what came of asking Redis.
-func (c *counter) see(total int64, err error) (int64, error) {
+// add adds n and what is owed to the cluster's total, and returns and notes what
+// came of it. What is owed gets the numbers below those of the n.
+func (c *counter) add(conn *conn, n int64) (int64, error) {
+	c.mu.Lock()
+	n += c.owed
+	c.owed = 0
+	incrBy := conn.incrBy
+	if c.down != nil {
+		incrBy = conn.incrByOnce
+	}
+	c.mu.Unlock()
+
+	total, err := incrBy(n)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
@@ -437,15 +428,7 @@ func (c *counter) run(ctx context.Context) {
 func (c *counter) heartbeat() error {
 	for i := range cap(c.pool) {
 		conn := <-c.pool
-		c.mu.Lock()
-		added := c.owed
-		c.owed = 0
-		incrBy := conn.incrBy
-		if c.down != nil {
-			incrBy = conn.incrByOnce
-		}
-		c.mu.Unlock()
-		_, err := c.see(incrBy(added))
+		_, err := c.add(conn, 0)
 		if err == nil && i == 0 {
 			c.share(conn)
 		}
@@ -459,7 +442,7 @@ func (c *counter) heartbeat() error {
 
 // share exchanges with Redis which instances have ended, and logs once if it cannot.
 func (c *counter) share(conn *conn) {
-	err := conn.shareEnded(c.ended)
+	err := conn.shareEnded(c.ended, false)
 	if err != nil && c.shareErr == nil {
 		slog.Warn("the counts of ended instances are not shared", "cause", err)
 	}
@@ -469,6 +452,9 @@ func (c *counter) share(conn *conn) {
 // end notes in Redis all that this instance has counted, for the time after
 // it. While Redis is away it tries until ctx is done. Nothing may be counted any more.
 func (c *counter) end(ctx context.Context) {
+	if c.redis == nil {
+		return
+	}
 	var conn *conn
 	told := int64(0)
 	for range cap(c.pool) { // all of them: none is in use
@@ -477,9 +463,9 @@ func (c *counter) end(ctx context.Context) {
 		told += conn.noted
 	}
 	n := c.status().n
-	for pause := downInterval; conn != nil; pause = min(2*pause, heartbeatInterval) {
-		c.share(conn)
-		err := conn.end(c.id, strconv.FormatInt(n, 10))
+	c.ended[c.id] = strconv.FormatInt(n, 10)
+	for pause := downInterval; ; pause = min(2*pause, heartbeatInterval) {
+		err := conn.shareEnded(c.ended, true)
 		if err == nil {
 			return
 		}

@@ -67,7 +67,7 @@ func askRedis(t *testing.T, url string, cmd ...string) int64 {
 	t.Helper()
 	c := newConn(mustParse(t, url, 5*time.Second), "", "")
 	defer c.close()
-	n, err := do(c, time.Now().Add(5*time.Second), readInt, cmd...)
+	n, err := do[int64](c, time.Now().Add(5*time.Second), cmd...)
 	if err != nil {
 		t.Fatalf("%s: %v", cmd[0], err)
 	}
@@ -113,8 +113,8 @@ func start(t *testing.T, c *counter) (end func()) {
 func newInstance(t *testing.T, instance, key string, redis *redisServer) (*httptest.Server, *handler) {
 	c := newCounter(instance, key, redis)
 	start(t, c)
-	h := newHandler(instance, c)
-	s := httptest.NewServer(h)
+	h := &handler{counter: c, instance: instance}
+	s := httptest.NewServer(h.routes())
 	t.Cleanup(s.Close)
 	return s, h
 }
@@ -308,8 +308,8 @@ func TestPaths(t *testing.T) {
 	const first, plain = "You are talking to instance host:1.\n", "text/plain; charset=utf-8"
 	alone := func(t *testing.T) (*httptest.Server, *handler) { return newInstance(t, "host:1", "k", nil) }
 	cutOff := func(t *testing.T) (*httptest.Server, *handler) {
-		h := newHandler("host:1", newCounter("host:1", "k", refused(t)))
-		s := httptest.NewServer(h)
+		h := &handler{counter: newCounter("host:1", "k", refused(t)), instance: "host:1"}
+		s := httptest.NewServer(h.routes())
 		t.Cleanup(s.Close)
 		return s, h
 	}
@@ -338,10 +338,10 @@ func TestPaths(t *testing.T) {
 		{"POST elsewhere", "POST /healthz", alone, 405, map[string]string{"Allow": "GET, HEAD"}, "…", 0},
 		{"favicon", "GET /favicon.ico", alone, 404, nil, "…", 0},
 		{"healthz", "GET /healthz", cutOff, 200, nil, "ok\n", 0},
-		{"healthz while stopping", "GET /healthz", stopping, 200, map[string]string{"Connection": "close"}, "ok\n", 0},
+		{"healthz while stopping", "GET /healthz", stopping, 200, nil, "ok\n", 0},
 		{"readyz", "GET /readyz", alone, 200, nil, "ready\n", 0},
 		{"readyz before Redis", "GET /readyz", cutOff, 503, nil, "not ready: no answer from Redis yet\n", 0},
-		{"readyz while stopping", "GET /readyz", stopping, 503, map[string]string{"Connection": "close"}, "not ready: stopping\n", 0},
+		{"readyz while stopping", "GET /readyz", stopping, 503, nil, "not ready: stopping\n", 0},
 		{"counted while stopping", "GET /", stopping, 200, map[string]string{"Connection": "close"}, first + "…", 1},
 		{"metrics", "GET /metrics", alone, 200, map[string]string{"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}, "# HELP requestcount_instance_requests_total …", 0},
 	} {
@@ -377,7 +377,7 @@ func TestRedisLostLater(t *testing.T) {
 		f := &fakeRedis{answer: func(cmd []string) string {
 			return map[string]string{"HLEN": ":0\r\n", "HGETALL": "*0\r\n", "EVALSHA": ":3\r\n"}[cmd[0]]
 		}}
-		h := newHandler("host:1", newCounter("host:1", "k", f.server(t, "redis://fake")))
+		h := &handler{counter: newCounter("host:1", "k", f.server(t, "redis://fake")), instance: "host:1"}
 		for _, step := range []struct {
 			name    string
 			gone    bool
@@ -398,13 +398,13 @@ func TestRedisLostLater(t *testing.T) {
 			h.counter.heartbeat()
 			for path, want := range map[string]int{"/": step.status, "/readyz": step.ready, "/metrics": 200} {
 				w := httptest.NewRecorder()
-				h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+				h.routes().ServeHTTP(w, httptest.NewRequest("GET", path, nil))
 				if w.Code != want {
 					t.Errorf("%s: %s: got %d %s, want %d", step.name, path, w.Code, w.Body, want)
 				}
 			}
 			w := httptest.NewRecorder()
-			h.ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+			h.routes().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 			for _, line := range step.metrics {
 				name, _, _ := strings.Cut(line, " ")
 				for _, part := range []string{"\n" + line + "\n", "# HELP " + name + " ", "\n# TYPE " + name + " "} {
@@ -575,7 +575,7 @@ func TestTerminateUnderLoad(t *testing.T) {
 	time.Sleep(100 * time.Millisecond)
 	p.Process.Signal(syscall.SIGTERM)
 	time.Sleep(50 * time.Millisecond)
-	if resp, body := get(t, "GET", p.url+"/readyz"); resp.StatusCode != 503 || !resp.Close {
+	if resp, body := get(t, "GET", p.url+"/readyz"); resp.StatusCode != 503 {
 		t.Errorf("while stopping: got %s %q, want 503", resp.Status, body)
 	}
 	wg.Wait()

@@ -2,15 +2,14 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha1"
 	"crypto/tls"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
@@ -20,13 +19,10 @@ import (
 	"time"
 )
 
-// maxLine is the length of the longest reply line accepted, in bytes; Redis' own stay below 1 KiB.
-const maxLine = 4 << 10
-
-// Pauses between two attempts of a command double from the first to the second.
 const (
-	minPause = 10 * time.Millisecond // a restart of Redis takes some 100 ms
-	maxPause = 100 * time.Millisecond
+	maxLine  = 4 << 10                // longest reply line or string accepted, in bytes; Redis' own stay below 1 KiB
+	minPause = 10 * time.Millisecond  // the first between two attempts of a command; doubles from there
+	maxPause = 100 * time.Millisecond // the longest
 )
 
 // appendCommand appends a command as RESP has it: an array of bulk strings,
@@ -49,9 +45,9 @@ type redisError string
 
 func (e redisError) Error() string { return string(e) }
 
-// readReply reads a line of a reply and returns it without its end, valid until
-// the next read. An error reply comes back as a redisError.
-func readReply(r *bufio.Reader) ([]byte, error) {
+// readReply reads a reply: an int64, a string or a []string. An error reply comes
+// back as a redisError.
+func readReply(r *bufio.Reader) (any, error) {
 	line, err := r.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) {
 		return nil, fmt.Errorf("reply line longer than %d bytes", r.Size())
@@ -59,73 +55,69 @@ func readReply(r *bufio.Reader) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	line, ok := bytes.CutSuffix(line, []byte("\r\n"))
-	switch {
-	case !ok || len(line) == 0:
+	text, ok := strings.CutSuffix(string(line), "\r\n")
+	if !ok || text == "" {
 		return nil, fmt.Errorf("malformed reply line %.40q", line)
-	case line[0] == '-':
-		return nil, redisError(line[1:])
 	}
-	return line, nil
+	kind, text := text[0], text[1:]
+	n, err := strconv.ParseInt(text, 10, 64)
+	switch {
+	case kind == '-':
+		return nil, redisError(text)
+	case kind == '+':
+		return text, nil
+	case kind == ':' && err == nil:
+		return n, nil
+	case kind == '$' && err == nil && n >= 0 && n <= maxLine:
+		b := make([]byte, n+2)
+		_, err := io.ReadFull(r, b)
+		return string(b[:n]), err
+	case kind == '*' && err == nil:
+		var all []string
+		for ; err == nil && n > 0; n-- {
+			var s string
+			s, err = read[string](r)
+			all = append(all, s)
+		}
+		return all, err
+	}
+	return nil, fmt.Errorf("unexpected reply %.40q", line)
 }
 
-// readInt reads an integer reply,
-// https://redis.io/docs/latest/develop/reference/protocol-spec/#integers.
-func readInt(r *bufio.Reader) (int64, error) { return readNumber(r, ':') }
-
-// readNumber reads a line that has a number behind the given first byte.
-func readNumber(r *bufio.Reader, first byte) (int64, error) {
-	line, err := readReply(r)
-	if err != nil {
-		return 0, err
+// read reads a reply that must be a T.
+func read[T any](r *bufio.Reader) (reply T, err error) {
+	got, err := readReply(r)
+	reply, ok := got.(T)
+	if err == nil && !ok {
+		err = fmt.Errorf("unexpected reply %.40q: want %T", fmt.Sprint(got), reply)
 	}
-	n, err := strconv.ParseInt(string(line[1:]), 10, 64)
-	if line[0] != first || err != nil {
-		return 0, fmt.Errorf("unexpected reply %.40q: want %q and a number", line, first)
-	}
-	return n, nil
-}
-
-// readStrings reads an array of bulk strings, each of one line and not empty,
-// https://redis.io/docs/latest/develop/reference/protocol-spec/#bulk-strings.
-func readStrings(r *bufio.Reader) (all []string, err error) {
-	n, err := readNumber(r, '*')
-	for ; err == nil && n > 0; n-- {
-		size, err := readNumber(r, '$')
-		if err != nil {
-			return nil, err
-		}
-		line, err := readReply(r)
-		if err != nil {
-			return nil, err
-		}
-		if int64(len(line)) != size {
-			return nil, fmt.Errorf("bulk string %.40q has a line break: want %d bytes in one line", line, size)
-		}
-		all = append(all, string(line))
-	}
-	return all, err
+	return reply, err
 }
 
 // A redisServer says how to reach Redis.
 type redisServer struct {
-	addr    string        // host:port
-	hello   [][]string    // AUTH, secret, and SELECT, which Redis Cluster does not know; where needed
-	tls     *tls.Config   // nil for none
-	timeout time.Duration // for a command with all its attempts
-
-	dial func(ctx context.Context, network, addr string) (net.Conn, error) // net.Dialer's; tests replace it
+	addr    string                                                            // host:port
+	hello   [][]string                                                        // AUTH, secret, and SELECT, which Redis Cluster does not know; where needed
+	tls     *tls.Config                                                       // nil for none
+	timeout time.Duration                                                     // for a command with all its attempts
+	dial    func(ctx context.Context, network, addr string) (net.Conn, error) // net.Dialer's; tests replace it
 }
 
 // parseRedisURL reads redis://[[user]:password@]host[:port][/db]. Its errors
 // quote nothing but the scheme: any other part may hold a password.
 func parseRedisURL(rawURL string, timeout time.Duration) (*redisServer, error) {
+	const form = "redis://[[user]:password@]host[:port][/db]"
 	scheme, _, ok := strings.Cut(rawURL, "://")
 	u, err := url.Parse(rawURL)
 	if !ok || err != nil {
-		return nil, errors.New("malformed URL: want redis://[[user]:password@]host[:port][/db], with %XX for special characters of the password")
+		return nil, errors.New("malformed URL: want " + form + ", with %XX for special characters of the password")
 	}
-	s := &redisServer{timeout: timeout, dial: new(net.Dialer).DialContext}
+	port, db := cmp.Or(u.Port(), "6379"), cmp.Or(strings.TrimPrefix(u.Path, "/"), "0")
+	portNumber, portErr := strconv.ParseUint(port, 10, 16)
+	_, dbErr := strconv.ParseUint(db, 10, 31)
+	user := u.User.Username()
+	password, hasPassword := u.User.Password()
+	s := &redisServer{addr: net.JoinHostPort(u.Hostname(), port), timeout: timeout, dial: new(net.Dialer).DialContext}
 	switch u.Scheme {
 	case "redis", "valkey":
 	case "rediss", "valkeys":
@@ -133,30 +125,23 @@ func parseRedisURL(rawURL string, timeout time.Duration) (*redisServer, error) {
 	default:
 		return nil, fmt.Errorf("unknown scheme %q: want redis or rediss", scheme)
 	}
-	if u.RawQuery != "" || u.ForceQuery || strings.Contains(rawURL, "#") {
+	switch {
+	case u.RawQuery != "" || u.ForceQuery || strings.Contains(rawURL, "#"):
 		return nil, errors.New("query or fragment: want none; a password has %3F for ? and %23 for #")
-	}
-	if u.Hostname() == "" {
-		return nil, errors.New("missing host: want redis://[[user]:password@]host[:port][/db]")
-	}
-	port := cmp.Or(u.Port(), "6379")
-	if p, err := strconv.ParseUint(port, 10, 16); err != nil || p == 0 || strings.HasSuffix(u.Host, ":") {
+	case u.Hostname() == "":
+		return nil, errors.New("missing host: want " + form)
+	case portErr != nil || portNumber == 0 || strings.HasSuffix(u.Host, ":"):
 		return nil, errors.New("invalid port: want 1 to 65535")
-	}
-	s.addr = net.JoinHostPort(u.Hostname(), port)
-	password, ok := u.User.Password()
-	switch user := u.User.Username(); {
-	case user != "" && !ok:
+	case dbErr != nil:
+		return nil, errors.New("invalid database: want a number, such as /3")
+	case user != "" && !hasPassword:
 		return nil, errors.New("user without a password: want user:password@, or :password@ for a password alone")
 	case user != "":
 		s.hello = append(s.hello, []string{"AUTH", user, password})
 	case password != "":
 		s.hello = append(s.hello, []string{"AUTH", password})
 	}
-	if db := strings.TrimPrefix(u.Path, "/"); db != "" && db != "0" {
-		if _, err := strconv.ParseUint(db, 10, 31); err != nil {
-			return nil, errors.New("invalid database: want a number, such as /3")
-		}
+	if db != "0" {
 		s.hello = append(s.hello, []string{"SELECT", db})
 	}
 	return s, nil
@@ -170,10 +155,9 @@ func (s *redisServer) String() string {
 	return s.addr
 }
 
-// script raises a connection's entry in the ledger to count, and the total by
-// the difference. It returns the total that this reached and keeps it in the
-// entry, so that the same command, sent again, adds nothing and is answered
-// the same. A heartbeat adds nothing and is answered the total of the moment.
+// script raises a connection's entry in the ledger to count, and the total by the
+// difference. It answers the total that this reached and keeps it in the entry, so
+// that the same command, sent again, adds nothing and has the same answer.
 //
 // The sender says which entry it expects: to compare is cheaper than to parse.
 // Numbers are written with %d, exact here to 2^53, because some come out of Lua
@@ -221,10 +205,7 @@ end
 return 1`
 
 // scriptSHA names the script to EVALSHA, https://redis.io/docs/latest/commands/evalsha/.
-var scriptSHA = func() string {
-	sum := sha1.Sum([]byte(script))
-	return hex.EncodeToString(sum[:])
-}()
+var scriptSHA = fmt.Sprintf("%x", sha1.Sum([]byte(script)))
 
 // A conn is a connection to Redis with an entry of its own in the ledger. It
 // outlives its TCP connections: one is dialed when first needed and again after
@@ -263,10 +244,8 @@ func (c *conn) incrBy(n int64) (int64, error) {
 	var cause error
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
 		kept := c.nc != nil
-		limit := time.Now().Add(half) // a connection that is dead in silence leaves time for a fresh one
-		if limit.After(deadline) {
-			limit = deadline
-		}
+		// Half of the time: a connection that is dead in silence leaves some for a fresh one.
+		limit := time.Now().Add(min(half, time.Until(deadline)))
 		reached, err := c.raise(limit)
 		if err == nil {
 			return reached, nil
@@ -274,12 +253,11 @@ func (c *conn) incrBy(n int64) (int64, error) {
 		if cause == nil || !isTimeout(err) {
 			cause = err // the last attempt may just have lacked time
 		}
-		now := time.Now()
-		if now.Sub(limit) > maxPause { // so late: the process was suspended
-			deadline = now.Add(half)
+		if time.Since(limit) > maxPause { // so late: the process was suspended
+			deadline = time.Now().Add(half)
 		}
 		if !kept {
-			if deadline.Sub(now) <= pause {
+			if time.Until(deadline) <= pause {
 				return 0, cause
 			}
 			time.Sleep(pause)
@@ -299,47 +277,34 @@ func (c *conn) raise(deadline time.Time) (int64, error) {
 		strconv.FormatInt(c.count, 10),
 		strconv.FormatInt(c.count-c.noted, 10),
 		strconv.FormatInt(c.noted, 10) + " " + strconv.FormatInt(c.reached, 10)}
-	reached, err := do(c, deadline, readInt, args...)
-	if isCode(err, "NOSCRIPT") {
-		args[0], args[1] = "EVAL", script
-		reached, err = do(c, deadline, readInt, args...)
-	}
+	reached, err := do[int64](c, deadline, args...)
 	if err == nil {
 		c.noted, c.reached = c.count, reached
 	}
 	return reached, err
 }
 
-// end notes that an instance has ended after counting so many requests, in one attempt.
-func (c *conn) end(id, count string) error {
-	deadline := time.Now().Add(c.server.timeout)
-	_, err := do(c, deadline, readInt, "EVAL", endScript, "3", c.total, c.ledger, c.ended, id, count, strconv.Itoa(connections))
-	return err
-}
-
 // shareEnded learns from Redis which instances have ended, and tells it of those
-// in known that it has forgotten. It reads all of them only where their number
-// differs, or where Redis may have restarted since the last time.
-func (c *conn) shareEnded(known map[string]string) error {
+// in known that it has forgotten. Unless it is to compare all, it does so only
+// where their number differs, or where Redis may have restarted since the last time.
+func (c *conn) shareEnded(known map[string]string, all bool) error {
 	deadline := time.Now().Add(c.server.timeout)
-	n, err := do(c, deadline, readInt, "HLEN", c.ended)
-	if err != nil || c.shared && int(n) == len(known) {
+	n, err := do[int64](c, deadline, "HLEN", c.ended)
+	if err != nil || !all && c.shared && int(n) == len(known) {
 		return err
 	}
-	fields, err := do(c, deadline, readStrings, "HGETALL", c.ended)
+	fields, err := do[[]string](c, deadline, "HGETALL", c.ended)
 	if err != nil {
 		return err
 	}
-	there := map[string]bool{}
+	forgotten := maps.Clone(known)
 	for i := 0; i+1 < len(fields); i += 2 {
-		there[fields[i]] = true
 		known[fields[i]] = fields[i+1]
+		delete(forgotten, fields[i])
 	}
-	for id, count := range known {
-		if !there[id] {
-			if err := c.end(id, count); err != nil {
-				return err
-			}
+	for id, count := range forgotten {
+		if _, err := do[int64](c, deadline, "EVAL", endScript, "3", c.total, c.ledger, c.ended, id, count, strconv.Itoa(connections)); err != nil {
+			return err
 		}
 	}
 	c.shared = true
@@ -348,27 +313,31 @@ func (c *conn) shareEnded(known map[string]string) error {
 
 // do sends a command and reads its reply, in one attempt; it dials where there
 // is no TCP connection. An error names the address that was tried.
-func do[T any](c *conn, deadline time.Time, read func(*bufio.Reader) (T, error), args ...string) (reply T, err error) {
+func do[T any](c *conn, deadline time.Time, args ...string) (reply T, err error) {
 	if c.nc == nil {
 		err = c.dial(deadline)
 	}
 	if err == nil {
 		c.nc.SetDeadline(deadline)
-		reply, err = exchange(c, read, args...)
+		reply, err = exchange[T](c, args...)
 	}
-	if err != nil && !(args[0] == "EVALSHA" && isCode(err, "NOSCRIPT")) { // raise goes on with EVAL
+	if isCode(err, "NOSCRIPT") {
+		args[0], args[1] = "EVAL", script
+		reply, err = exchange[T](c, args...)
+	}
+	if err != nil {
 		err = c.fail(err)
 	}
 	return reply, err
 }
 
 // exchange sends a command over the TCP connection and reads its reply.
-func exchange[T any](c *conn, read func(*bufio.Reader) (T, error), args ...string) (reply T, err error) {
+func exchange[T any](c *conn, args ...string) (reply T, err error) {
 	c.buf = appendCommand(c.buf[:0], args...)
 	if _, err := c.nc.Write(c.buf); err != nil {
 		return reply, err
 	}
-	reply, err = read(c.r)
+	reply, err = read[T](c.r)
 	c.answered = c.answered || err == nil
 	return reply, err
 }
@@ -433,7 +402,7 @@ func (c *conn) dial(deadline time.Time) error {
 	c.nc, c.r, c.answered, c.shared = nc, bufio.NewReaderSize(nc, maxLine), false, false
 
 	for _, args := range c.server.hello {
-		if _, err := exchange(c, readReply, args...); err != nil {
+		if _, err := exchange[string](c, args...); err != nil {
 			// Redis quotes the arguments of a command that it does not know.
 			if said, _, quoted := strings.Cut(err.Error(), ", with args"); quoted {
 				err = redisError(said)
@@ -455,19 +424,10 @@ func (s *redisServer) tlsConfig(addr string) *tls.Config {
 	return cfg
 }
 
-// close closes the TCP connection, if there is one, without leaving a command in
-// the kernel's buffers that could still be delivered.
+// close closes the TCP connection, if there is one.
 func (c *conn) close() {
-	if c.nc == nil {
-		return
+	if c.nc != nil {
+		c.nc.Close()
+		c.nc = nil
 	}
-	raw := c.nc
-	if t, ok := raw.(*tls.Conn); ok {
-		raw = t.NetConn()
-	}
-	if t, ok := raw.(*net.TCPConn); ok {
-		t.SetLinger(0)
-	}
-	raw.Close()
-	c.nc = nil
 }

@@ -38,73 +38,76 @@ func replyReader(reply string) *bufio.Reader {
 	return bufio.NewReaderSize(strings.NewReader(reply), maxLine)
 }
 
-func TestReadInt(t *testing.T) {
+func TestReadReply(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		reply string
-		want  int64
+		want  any
 		err   string // part of the error; empty for none
 	}{
-		{":0\r\n", 0, ""},
-		{":-3\r\n", -3, ""},
-		{":9223372036854775807\r\n", 1<<63 - 1, ""},
-		{":9223372036854775808\r\n", 0, "want ':' and a number"},
-		{":\r\n", 0, "want ':' and a number"},
-		{":1 \r\n", 0, "want ':' and a number"},
-		{"+OK\r\n", 0, "want ':' and a number"},
-		{"$1\r\n1\r\n", 0, "want ':' and a number"},
-		{"*1\r\n:1\r\n", 0, "want ':' and a number"},
-		{"\r\n", 0, "malformed reply line"},
-		{":1\n", 0, "malformed reply line"},
-		{":1", 0, "EOF"},
-		{"", 0, "EOF"},
-		{"-ERR no\r\n", 0, "ERR no"},
-		{strings.Repeat("x", 1<<20), 0, "longer than 4096 bytes"},
+		{reply: ":0\r\n", want: int64(0)},
+		{reply: ":-3\r\n", want: int64(-3)},
+		{reply: ":9223372036854775807\r\n", want: int64(1<<63 - 1)},
+		{reply: "+\r\n", want: ""},
+		{reply: "+12\r\n", want: "12"},
+		{reply: "$0\r\n\r\n", want: ""},
+		{reply: "$4\r\na\r\nb\r\n", want: "a\r\nb"},
+		{reply: "*0\r\n", want: []string(nil)},
+		{reply: "*2\r\n$1\r\na\r\n+bc\r\n", want: []string{"a", "bc"}},
+		{reply: ":9223372036854775808\r\n", err: "unexpected reply"},
+		{reply: ":\r\n", err: "unexpected reply"},
+		{reply: ":1 \r\n", err: "unexpected reply"},
+		{reply: "_\r\n", err: "unexpected reply"},
+		{reply: "$-1\r\n", err: "unexpected reply"},
+		{reply: "$4097\r\n", err: "unexpected reply"},
+		{reply: "*1\r\n:1\r\n", err: `unexpected reply "1": want string`},
+		{reply: "\r\n", err: "malformed reply line"},
+		{reply: ":1\n", err: "malformed reply line"},
+		{reply: ":1", err: "EOF"},
+		{reply: "$2\r\na", err: "EOF"},
+		{reply: "*2\r\n$1\r\na\r\n", err: "EOF"},
+		{reply: "", err: "EOF"},
+		{reply: "-NOPERM no\r\n", err: "NOPERM no"},
+		{reply: "*1\r\n-NOPERM no\r\n", err: "NOPERM no"},
+		{reply: strings.Repeat("x", 1<<20), err: "longer than 4096 bytes"},
 	} {
-		n, err := readInt(replyReader(tt.reply))
-		if n != tt.want || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
-			t.Errorf("%.20q: got %d, %v; want %d, %q", tt.reply, n, err, tt.want, tt.err)
+		got, err := readReply(replyReader(tt.reply))
+		if tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) || tt.err == "" && (err != nil || !reflect.DeepEqual(got, tt.want)) {
+			t.Errorf("%.20q: got %#v, %v; want %#v, %q", tt.reply, got, err, tt.want, tt.err)
 		}
+	}
+	if n, err := read[int64](replyReader("+12\r\n")); err == nil || err.Error() != `unexpected reply "12": want int64` {
+		t.Errorf("a string for an integer: got %d, %v", n, err)
 	}
 }
 
-func TestReadStrings(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct {
-		reply string
-		want  []string
-		err   string // part of the error; empty for none
-	}{
-		{"*0\r\n", nil, ""},
-		{"*-1\r\n", nil, ""},
-		{"*2\r\n$1\r\na\r\n$2\r\nbc\r\n", []string{"a", "bc"}, ""},
-		{"*1\r\n$3\r\na\r\n", nil, "line break"},
-		{"*1\r\n:1\r\n", nil, "want '$' and a number"},
-		{"*2\r\n$1\r\na\r\n", nil, "EOF"},
-		{":1\r\n", nil, "want '*' and a number"},
-		{"-NOPERM no\r\n", nil, "NOPERM no"},
-	} {
-		got, err := readStrings(replyReader(tt.reply))
-		if !reflect.DeepEqual(got, tt.want) || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
-			t.Errorf("%q: got %q, %v; want %q, %q", tt.reply, got, err, tt.want, tt.err)
-		}
-	}
-}
-
-// Whatever a peer sends, the readers return an error or what it sent.
+// Whatever a peer sends, the reader returns an error or what it sent.
 func FuzzReadReply(f *testing.F) {
 	for _, seed := range []string{":1\r\n", "-ERR\r\n", "*1\r\n$1\r\na\r\n", ":-0\r\n", "\n", ":1\n", strings.Repeat("9", maxLine+1)} {
 		f.Add([]byte(seed))
 	}
-	f.Fuzz(func(t *testing.T, reply []byte) {
-		if n, err := readInt(replyReader(string(reply))); err == nil {
-			line, _, ended := bytes.Cut(reply, []byte("\r\n"))
-			if sent, bad := strconv.ParseInt(string(line[1:]), 10, 64); !ended || bad != nil || sent != n || reply[0] != ':' {
-				t.Errorf("%q read as %d", reply, n)
+	f.Fuzz(func(t *testing.T, sent []byte) {
+		reply, err := readReply(replyReader(string(sent)))
+		switch reply := reply.(type) {
+		case int64:
+			line, _, ended := bytes.Cut(sent, []byte("\r\n"))
+			if n, bad := strconv.ParseInt(string(line[1:]), 10, 64); !ended || bad != nil || n != reply || sent[0] != ':' {
+				t.Errorf("%q read as %d", sent, reply)
 			}
-		}
-		if all, err := readStrings(replyReader(string(reply))); err == nil && len(strings.Join(all, "")) > len(reply) {
-			t.Errorf("%q read as %q", reply, all)
+		case string:
+			if err == nil && !bytes.Contains(sent, []byte(reply)) {
+				t.Errorf("%q read as %q", sent, reply)
+			}
+		case []string:
+			for _, part := range reply {
+				if err == nil && !bytes.Contains(sent, []byte(part)) {
+					t.Errorf("%q read as %q", sent, reply)
+				}
+			}
+		case nil:
+			if err == nil {
+				t.Errorf("%q read as nothing", sent)
+			}
 		}
 	})
 }
@@ -148,7 +151,7 @@ func TestScript(t *testing.T) {
 	keys := []string{"3", key, "{" + key + "}:instances", "{" + key + "}:ended"}
 	redis := newConn(mustParse(t, url, 5*time.Second), key, "")
 	t.Cleanup(redis.close)
-	run := func(cmd ...string) (int64, error) { return do(redis, time.Now().Add(5*time.Second), readInt, cmd...) }
+	run := func(cmd ...string) (int64, error) { return do[int64](redis, time.Now().Add(5*time.Second), cmd...) }
 	raise := func(count, added, expected string) []string {
 		return append([]string{"EVAL", script}, append(keys, "host:1/X/1", count, added, expected)...)
 	}
@@ -246,7 +249,7 @@ func (f *fakeRedis) serve(nc net.Conn) {
 	}
 	r := bufio.NewReader(nc)
 	for {
-		cmd, err := readStringsOf(r)
+		cmd, err := read[[]string](r)
 		if err != nil {
 			return
 		}
@@ -258,20 +261,6 @@ func (f *fakeRedis) serve(nc net.Conn) {
 			return
 		}
 	}
-}
-
-// readStringsOf reads a command, whose arguments may have line breaks.
-func readStringsOf(r *bufio.Reader) (cmd []string, err error) {
-	n, err := readNumber(r, '*')
-	for ; err == nil && n > 0; n-- {
-		var size int64
-		if size, err = readNumber(r, '$'); err == nil {
-			arg := make([]byte, size+2)
-			_, err = io.ReadFull(r, arg)
-			cmd = append(cmd, string(arg[:size]))
-		}
-	}
-	return cmd, err
 }
 
 // once returns answers that begin with the given ones and go on with :7.
