@@ -280,8 +280,10 @@ func TestOutsideRedis(t *testing.T) {
 
 // The number of instances is left to others.
 func TestNoReplicaCount(t *testing.T) {
-	d, _, _ := render(t, "requestcount", "--set", "replicaCount=null").server(t, "requestcount")
-	equal(t, "replicas", d.Spec.Replicas, (*int32)(nil))
+	for _, others := range []string{"replicaCount=null", "replicaCount="} {
+		d, _, _ := render(t, "requestcount", "--set", others).server(t, "requestcount")
+		equal(t, others, d.Spec.Replicas, (*int32)(nil))
+	}
 }
 
 // OpenShift gives pods a user, by itself or as the chart's page says.

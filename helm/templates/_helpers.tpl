@@ -57,12 +57,12 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- end }}
 
 {{/*
-The number of instances. Where that is left to others it is the present one: to
-leave the field out would not do, as an upgrade from a release that had it
-removes it, and that makes it 1.
+The number of instances. Where that is left to others, by null or "", it is the
+present one: to leave the field out would not do, as an upgrade from a release
+that had it removes it, and that makes it 1.
 */}}
 {{- define "requestcount.replicas" -}}
-{{- if ne .Values.replicaCount nil -}}
+{{- if not (has .Values.replicaCount (list nil "")) -}}
   {{- .Values.replicaCount -}}
 {{- else -}}
   {{- lookup "apps/v1" "Deployment" .Release.Namespace (include "requestcount.fullname" .) | dig "spec" "replicas" "" -}}
