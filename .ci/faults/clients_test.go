@@ -149,7 +149,7 @@ func TestManyBadClients(t *testing.T) {
 	p := startProcess(t, "REDIS_URL="+f.url)
 	answered, more := 0, 0
 	askGood := func(when string) {
-		if a, err := ask(http.DefaultClient, p.url); err != nil || a.status != http.StatusOK {
+		if a, err := ask(http.DefaultClient, p.url); err != nil || a.Status != http.StatusOK {
 			t.Errorf("%s: the good client got %+v, %v, want a 200", when, a, err)
 		}
 	}

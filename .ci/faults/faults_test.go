@@ -372,7 +372,7 @@ func (f *fleet) check(tt scenario) {
 	given := f.killed * clientsEach
 	f.total("at the end", len(f.answers), given)
 	if !tt.loses {
-		linearizable(f.t, "the cluster", total, func(a answer) int64 { return a.total })
+		linearizable(f.t, "the cluster", total, func(a answer) int64 { return a.Total })
 	}
 	if f.killed == 0 {
 		f.checkInstances()
@@ -391,9 +391,9 @@ func (f *fleet) checkInstances() {
 	f.stop(f.processes...)
 	for _, p := range f.processes {
 		_, port, _ := strings.Cut(p.addr, ":")
-		own := slices.DeleteFunc(slices.Clone(f.answers), func(a answer) bool { return !strings.HasSuffix(a.instance, ":"+port) })
+		own := slices.DeleteFunc(slices.Clone(f.answers), func(a answer) bool { return !strings.HasSuffix(a.Instance, ":"+port) })
 		oneTo(f.t, p.addr, own)
-		linearizable(f.t, "instance "+p.addr, own, func(a answer) int64 { return a.n })
+		linearizable(f.t, "instance "+p.addr, own, func(a answer) int64 { return a.N })
 		if want := fmt.Sprintf("msg=stop handled=%d\n", len(own)); !strings.HasSuffix(p.stderr.String(), want) {
 			f.t.Errorf("instance %s's log: got no %q at its end", p.addr, want)
 		}
@@ -487,7 +487,7 @@ func TestRefusedByRedis(t *testing.T) {
 			t.Parallel()
 			p := startProcess(t, "REDIS_URL="+tt.url, "SSL_CERT_FILE="+tt.certificates)
 			for n := range int64(3) {
-				if a, err := ask(http.DefaultClient, p.url); err != nil || a.status != http.StatusServiceUnavailable || a.n != n+1 {
+				if a, err := ask(http.DefaultClient, p.url); err != nil || a.Status != http.StatusServiceUnavailable || a.N != n+1 {
 					t.Errorf("request %d: got %+v, %v, want a 503", n+1, a, err)
 				}
 			}

@@ -2,6 +2,10 @@ module faults
 
 go 1.26.0
 
+require load v0.0.0
+
+replace load => ../load
+
 require (
 	github.com/anishathalye/porcupine v1.3.1
 	github.com/redis/go-redis/v9 v9.23.0

@@ -49,10 +49,10 @@ func linearizable(t testing.TB, whose string, answers []answer, number func(a an
 // oneTo fails the test unless the instance's numbers are 1 … k, each once.
 func oneTo(t testing.TB, instance string, answers []answer) {
 	t.Helper()
-	answers = slices.SortedFunc(slices.Values(answers), func(a, b answer) int { return int(a.n - b.n) })
+	answers = slices.SortedFunc(slices.Values(answers), func(a, b answer) int { return int(a.N - b.N) })
 	for i, a := range answers {
-		if a.n != int64(i+1) {
-			t.Errorf("instance %s: got %d as number %d of %d in order, want %d", instance, a.n, i+1, len(answers), i+1)
+		if a.N != int64(i+1) {
+			t.Errorf("instance %s: got %d as number %d of %d in order, want %d", instance, a.N, i+1, len(answers), i+1)
 			return
 		}
 	}
@@ -60,5 +60,5 @@ func oneTo(t testing.TB, instance string, answers []answer) {
 
 // told returns the answers that have the cluster's number.
 func told(answers []answer) []answer {
-	return slices.DeleteFunc(slices.Clone(answers), func(a answer) bool { return a.status != http.StatusOK })
+	return slices.DeleteFunc(slices.Clone(answers), func(a answer) bool { return a.Status != http.StatusOK })
 }

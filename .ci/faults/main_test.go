@@ -16,12 +16,13 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	load "load/answer"
 )
 
 // program is the built program: $PROGRAM, or what TestMain builds.
@@ -185,10 +186,7 @@ func get(t testing.TB, url string) (int, string) {
 // An answer is what a request to / was told, and when.
 type answer struct {
 	start, end time.Duration // since epoch
-	status     int
-	instance   string
-	n          int64 // the instance's number
-	total      int64 // the cluster's; 0 with a 503
+	load.Answer
 }
 
 var epoch = time.Now()
@@ -196,26 +194,9 @@ var epoch = time.Now()
 // ask sends a request and reads its answer, which must have the promised form.
 func ask(c *http.Client, url string) (a answer, err error) {
 	a.start = time.Since(epoch)
-	resp, err := c.Get(url)
-	if err != nil {
-		return a, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	a.end, a.status = time.Since(epoch), resp.StatusCode
-	if err != nil { // not to be taken for a connection that was refused
-		return a, fmt.Errorf("%s: answer cut off: %v", resp.Status, err)
-	}
-	form, numbers := "This is request %d to this instance and request %d to the cluster.\n", []any{&a.n, &a.total}
-	if a.status == http.StatusServiceUnavailable {
-		form, numbers = "This is request %d to this instance; the cluster count is unavailable.\n", numbers[:1]
-	}
-	first, second, _ := strings.Cut(string(body), "\n")
-	a.instance = strings.TrimSuffix(strings.TrimPrefix(first, "You are talking to instance "), ".")
-	if _, err := fmt.Sscanf(second, form, numbers...); err != nil || len(first)-len(a.instance) != len("You are talking to instance .") {
-		return a, fmt.Errorf("%s: not the promised answer: %q", resp.Status, body)
-	}
-	return a, nil
+	a.Answer, err = load.Get(c, url)
+	a.end = time.Since(epoch)
+	return a, err
 }
 
 // sleep waits for d, or until ctx is done, and says whether it still goes on.

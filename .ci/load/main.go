@@ -3,7 +3,7 @@
 // were answered with the cluster's number, how many with 503 and without it,
 // how many not as promised, and how many instances were seen.
 //
-//	go run .ci/load/main.go URL
+//	go run . URL
 package main
 
 import (
@@ -15,6 +15,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"load/answer"
 )
 
 func main() {
@@ -30,18 +32,18 @@ func main() {
 		client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: i%2 == 0}}
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				instance, status, err := get(client, os.Args[1])
+				a, err := answer.Get(client, os.Args[1])
 				mu.Lock()
 				switch {
 				case err != nil:
 					failed++
 					fmt.Fprintln(os.Stderr, time.Now().Format("15:04:05.000"), err)
-				case status == http.StatusOK:
+				case a.Status == http.StatusOK:
 					answers++
 				default:
 					unavailable++
 				}
-				seen[instance] = true
+				seen[a.Instance] = true
 				mu.Unlock()
 				time.Sleep(20 * time.Millisecond)
 			}
@@ -50,25 +52,4 @@ func main() {
 	wg.Wait()
 	delete(seen, "") // of failed requests
 	fmt.Println(answers, unavailable, failed, len(seen))
-}
-
-// get returns the instance that answered with 200 or, as promised while Redis
-// is down, with 503; anything else is an error.
-func get(client *http.Client, url string) (instance string, status int, err error) {
-	resp, err := client.Get(url)
-	if err != nil {
-		return "", 0, err
-	}
-	defer resp.Body.Close()
-	want := "You are talking to instance %s\nThis is request %d to this instance and request %d to the cluster.\n"
-	var n, total int
-	numbers := []any{&instance, &n, &total}
-	if resp.StatusCode == http.StatusServiceUnavailable {
-		want = "You are talking to instance %s\nThis is request %d to this instance; the cluster count is unavailable.\n"
-		numbers = numbers[:2]
-	}
-	if _, err := fmt.Fscanf(resp.Body, want, numbers...); err != nil {
-		return "", resp.StatusCode, fmt.Errorf("%s: %w", resp.Status, err)
-	}
-	return instance, resp.StatusCode, nil
 }
