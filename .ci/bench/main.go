@@ -1,6 +1,6 @@
 // Bench measures the service beside its peers, with Redis on loopback and a
 // network away, and several instances of it before one Redis. It prints tables
-// in Markdown. It needs wrk and redis-server; all traffic stays on loopback.
+// in Markdown. It needs Linux, wrk and redis-server; all traffic stays on loopback.
 //
 //	go run . [-rounds 3] [-seconds 3] [-connections 4,64,256]
 //	go run . -scale
@@ -77,17 +77,17 @@ func measure(ctx context.Context, rounds, seconds int, levels []string, scale bo
 	}
 	redis := freeAddr()
 	_, port, _ := net.SplitHostPort(redis)
-	b.redis, err = b.start(redis, "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", dir)
+	b.redis, err = b.start(redis, nil, "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", dir)
 	if err != nil {
 		return err
 	}
-	defer end(b.redis)
+	defer b.redis.end()
 	if scale {
 		err = b.scale(redis)
 	} else {
 		err = b.compare(redis, rounds, levels)
 	}
-	fmt.Printf("\nMeasured on %d cores of %s, %s, %s.\n", runtime.NumCPU(), cpuModel(), runtime.Version(), redisVersion())
+	fmt.Printf("\nMeasured on %d cores of %s, %s/%s, %s, %s.\n", runtime.NumCPU(), cpuModel(), runtime.GOOS, runtime.GOARCH, runtime.Version(), redisVersion())
 	return err
 }
 
@@ -96,46 +96,57 @@ type bench struct {
 	ctx     context.Context
 	seconds int
 	program string
-	redis   *exec.Cmd
+	redis   *process
 }
 
-// start starts a program and waits until it listens at addr.
-func (b *bench) start(addr, name string, args ...string) (*exec.Cmd, error) {
-	cmd := exec.CommandContext(b.ctx, name, args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	cmd.Env = append(os.Environ(), "ADDR="+addr)
+// A process is a running program.
+type process struct {
+	*exec.Cmd
+	exited chan struct{} // closed once it has ended
+}
+
+func (p *process) end() {
+	p.Process.Kill()
+	<-p.exited
+}
+
+// start starts a program, with the settings in env only, and waits until it
+// listens at addr.
+func (b *bench) start(addr string, env []string, name string, args ...string) (*process, error) {
+	p := &process{exec.CommandContext(b.ctx, name, args...), make(chan struct{})}
+	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	p.Env = append([]string{"ADDR=" + addr}, env...)
 	var said strings.Builder
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := cmd.Start(); err != nil {
+	p.Stdout, p.Stderr = &said, &said
+	if err := p.Start(); err != nil {
 		return nil, err
 	}
+	go func() { p.Wait(); close(p.exited) }()
 	for range 200 {
 		if nc, err := net.Dial("tcp", addr); err == nil {
 			nc.Close()
-			return cmd, nil
+			return p, nil
 		}
-		time.Sleep(25 * time.Millisecond)
+		select {
+		case <-p.exited:
+			return nil, fmt.Errorf("%s has ended: %s", name, &said)
+		case <-time.After(25 * time.Millisecond):
+		}
 	}
-	end(cmd)
+	p.end()
 	return nil, fmt.Errorf("%s does not listen at %s: %s", name, addr, &said)
 }
 
-func end(cmd *exec.Cmd) {
-	cmd.Process.Kill()
-	cmd.Wait()
-}
-
 // contestant starts the service or a peer.
-func (b *bench) contestant(name, addr, redis string) (*exec.Cmd, error) {
+func (b *bench) contestant(name, addr, redis string) (*process, error) {
 	if name == "requestcount" {
-		os.Setenv("REDIS_URL", "redis://"+redis)
-		return b.start(addr, b.program)
+		return b.start(addr, []string{"REDIS_URL=redis://" + redis}, b.program)
 	}
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	return b.start(addr, self, "peer", name, addr, redis)
+	return b.start(addr, nil, self, "peer", name, addr, redis)
 }
 
 // A result is what a load of one contestant gave.
@@ -180,8 +191,8 @@ func number(b []byte) float64 {
 }
 
 // cpu returns what a process has used, from /proc/PID/stat, in ticks of 10 ms.
-func cpu(cmd *exec.Cmd) time.Duration {
-	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", cmd.Process.Pid))
+func cpu(p *process) time.Duration {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Process.Pid))
 	f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 	user, _ := strconv.Atoi(f[11])
 	system, _ := strconv.Atoi(f[12])
@@ -196,11 +207,11 @@ func (b *bench) compare(redis string, rounds int, levels []string) error {
 		return err
 	}
 	away := freeAddr()
-	delay, err := b.start(away, self, "delay", away, redis)
+	delay, err := b.start(away, nil, self, "delay", away, redis)
 	if err != nil {
 		return err
 	}
-	defer end(delay)
+	defer delay.end()
 	fmt.Println("| Redis | connections | of go-redis | of rueidis | of redigo | of bare net/http | 50th percentile, of go-redis | Redis' CPU per request, of go-redis |")
 	fmt.Println("|---|---|---|---|---|---|---|---|")
 	for _, place := range []struct{ name, addr string }{{"loopback", redis}, {fmt.Sprint("a network of ", networkDelay, " each way away"), away}} {
@@ -230,11 +241,11 @@ func (b *bench) compare(redis string, rounds int, levels []string) error {
 // once measures one contestant.
 func (b *bench) once(name, redis, connections string) (result, error) {
 	addr := freeAddr()
-	cmd, err := b.contestant(name, addr, redis)
+	p, err := b.contestant(name, addr, redis)
 	if err != nil {
 		return result{}, err
 	}
-	defer end(cmd)
+	defer p.end()
 	return b.load(addr, connections)
 }
 
@@ -249,7 +260,8 @@ func ratios(ours, theirs []result, of func(result) float64) string {
 }
 
 func median(x []float64) float64 {
-	return slices.Sorted(slices.Values(x))[len(x)/2]
+	slices.Sort(x)
+	return (x[(len(x)-1)/2] + x[len(x)/2]) / 2
 }
 
 // scale measures several instances before one Redis, each asked over 8 connections.
@@ -269,11 +281,11 @@ func (b *bench) scaleTo(redis string, n int) error {
 	addrs := make([]string, n)
 	for i := range addrs {
 		addrs[i] = freeAddr()
-		cmd, err := b.contestant("requestcount", addrs[i], redis)
+		p, err := b.contestant("requestcount", addrs[i], redis)
 		if err != nil {
 			return err
 		}
-		defer end(cmd)
+		defer p.end()
 	}
 	var rate, used float64 // of all
 	var mu sync.Mutex
