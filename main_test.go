@@ -1153,6 +1153,48 @@ func TestEndedAreComparedAfterRestart(t *testing.T) {
 	}
 }
 
+// An instance is noted as ended also where another one ended a moment before, so
+// that their number is the one that it expects.
+func TestEndBesideAnother(t *testing.T) {
+	t.Parallel()
+	url := startRedis(t)
+	key := newKey(t, url)
+	other := newCounter("other:1", key, mustParse(t, url, 5*time.Second))
+	c := newCounter("host:1", key, mustParse(t, url, 5*time.Second))
+	for range connections {
+		c.heartbeat()
+		c.next() // the next heartbeat begins with another connection
+	}
+	other.end(t.Context())
+	c.end(t.Context())
+	if n := askRedis(t, url, "HLEN", "{"+key+"}:ended"); n != 2 {
+		t.Errorf("got %d ended, want 2", n)
+	}
+}
+
+// Heartbeats ask for those that have ended once, and only for how many they are from then on.
+func TestEndedAreReadOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sent := map[string]int{}
+		f := &fakeRedis{answer: func(cmd []string) string {
+			sent[cmd[0]]++
+			return map[string]string{"HLEN": ":1\r\n", "HGETALL": "*2\r\n$3\r\na/X\r\n$1\r\n5\r\n", "EVALSHA": ":5\r\n"}[cmd[0]]
+		}}
+		c := newCounter("host:1", "k", f.server(t, "redis://fake"))
+		for range 3 {
+			if err := c.heartbeat(); err != nil {
+				t.Error(err)
+			}
+		}
+		for range connections {
+			(<-c.pool).close()
+		}
+		if want := map[string]int{"EVALSHA": 3 * connections, "HLEN": 3, "HGETALL": 1}; !reflect.DeepEqual(sent, want) {
+			t.Errorf("got %v, want %v", sent, want)
+		}
+	})
+}
+
 // What is owed at the end is told while Redis comes back within the time given.
 func TestEndWhileRedisIsAway(t *testing.T) {
 	t.Parallel()

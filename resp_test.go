@@ -208,7 +208,7 @@ func TestScript(t *testing.T) {
 // A fakeRedis answers commands for a synctest bubble, over net.Pipe.
 type fakeRedis struct {
 	answer func(cmd []string) string // a reply; none for silence
-	refuse func() error              // of a dial; nil for none
+	refuse func() error              // what a dial fails with; nil for nothing
 	gone   atomic.Bool               // it refuses all
 	deaf   bool                      // it reads and answers nothing
 
@@ -227,7 +227,9 @@ func (f *fakeRedis) server(t *testing.T, url string) *redisServer {
 			return nil, errors.New("connection refused")
 		}
 		if f.refuse != nil {
-			return nil, f.refuse()
+			if err := f.refuse(); err != nil {
+				return nil, err
+			}
 		}
 		client, server := net.Pipe()
 		go f.serve(server)
@@ -345,16 +347,15 @@ func TestCauses(t *testing.T) {
 		c.incrByOnce(n)
 		return c.incrByOnce(0)
 	}
-	noHost := func() func() error {
-		errs := []error{&net.DNSError{Err: "no such host", Name: "fake", IsNotFound: true}}
+	first := func(first, then error) func() error {
 		return func() error {
-			if len(errs) > 0 {
-				defer func() { errs = nil }()
-				return errs[0]
-			}
-			return &net.DNSError{Err: "i/o timeout", Name: "fake", IsTimeout: true}
+			err := first
+			first = then
+			return err
 		}
 	}
+	noHost := &net.DNSError{Err: "no such host", Name: "fake", IsNotFound: true}
+	noTime := &net.DNSError{Err: "i/o timeout", Name: "fake", IsTimeout: true}
 	for _, tt := range []struct {
 		name string
 		url  string
@@ -362,8 +363,9 @@ func TestCauses(t *testing.T) {
 		send func(*conn, int64) (int64, error)
 		want string
 	}{
-		{"no such host, then no time", "redis://fake", &fakeRedis{refuse: noHost()}, (*conn).incrBy, "fake:6379: lookup fake: no such host"},
+		{"no such host, then no time", "redis://fake", &fakeRedis{refuse: first(noHost, noTime)}, (*conn).incrBy, "fake:6379: lookup fake: no such host"},
 		{"silence", "redis://fake", &fakeRedis{answer: silent}, (*conn).incrBy, "fake:6379: read pipe: i/o timeout before any reply: the port may want TLS, rediss://"},
+		{"silence, then refused", "redis://fake", &fakeRedis{answer: silent, refuse: first(nil, errors.New("connection refused"))}, (*conn).incrBy, "fake:6379: connection refused"},
 		{"closed", "redis://fake", &fakeRedis{answer: func([]string) string { return "close" }}, (*conn).incrBy, "fake:6379: EOF before any reply: the port may want TLS, rediss://"},
 		{"no TLS", "rediss://fake", &fakeRedis{deaf: true}, (*conn).incrBy, "i/o timeout before any reply: the port may not have TLS, redis://"},
 		{"a moved node that is silent", "redis://fake", &fakeRedis{answer: once("-MOVED 1 node:6380\r\n", "")}, twice, "node:6380: read pipe: i/o timeout before any reply: the port may want TLS, rediss://"},
@@ -390,7 +392,7 @@ func TestCauses(t *testing.T) {
 // leaves half of it to a fresh one.
 func TestTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fakeRedis{answer: once("", ":1\r\n", "", ":2\r\n", "", "", "")}
+		f := &fakeRedis{answer: once("", ":1\r\n", "", ":2\r\n", "-LOADING\r\n", "", "", "")}
 		c := newConn(f.server(t, "redis://fake"), "k", "host:1/X/1")
 		for _, step := range []struct {
 			name string
@@ -400,7 +402,7 @@ func TestTimeout(t *testing.T) {
 		}{
 			{name: "dead in silence from the first", want: 1, took: 510 * time.Millisecond},
 			{name: "dead in silence", want: 2, took: 500 * time.Millisecond},
-			{name: "silent for good", took: time.Second, err: true},
+			{name: "loading, then silent for good", took: time.Second, err: true},
 		} {
 			began := time.Now()
 			n, err := c.incrBy(1)
