@@ -45,11 +45,12 @@ const (
 )
 
 const (
-	drainTimeout      = 10 * time.Second       // for the last answers, and for telling Redis of them
-	checkTimeout      = time.Second            // for each step of a healthcheck, below the 3 s of a probe
-	connections       = 8                      // to Redis; more bring nothing, even with a network between
-	heartbeatInterval = time.Second            // while Redis answers; also the longest while it is down
-	downInterval      = 100 * time.Millisecond // the first while Redis is down; doubles from there
+	drainTimeout      = 10 * time.Second          // for the last answers, and for telling Redis of them
+	checkTimeout      = time.Second               // for each step of a healthcheck, below the 3 s of a probe
+	connections       = 8                         // to Redis; more bring nothing, even with a network between
+	heartbeatInterval = time.Second               // while Redis answers; also the longest while it is down
+	downInterval      = 100 * time.Millisecond    // the first while Redis is down; doubles from there
+	learnInterval     = 3 * heartbeatInterval / 2 // in which every instance has had a heartbeat
 )
 
 // version is stamped by the build, with -ldflags "-X main.version=…".
@@ -442,37 +443,48 @@ func (c *counter) heartbeat() error {
 
 // share exchanges with Redis which instances have ended, and logs once if it cannot.
 func (c *counter) share(conn *conn) {
-	err := conn.shareEnded(c.ended, false)
+	_, err := conn.shareEnded(c.ended, false)
 	if err != nil && c.shareErr == nil {
 		slog.Warn("the counts of ended instances are not shared", "cause", err)
 	}
 	c.shareErr = err
 }
 
-// end notes in Redis all that this instance has counted, for the time after
-// it. While Redis is away it tries until ctx is done. Nothing may be counted any more.
+// end notes in Redis all that this instance has counted, for the time after it,
+// and waits until the others have learned of that: if Redis forgets it before,
+// nobody else knows. While Redis is away it tries until ctx is done. Nothing may
+// be counted any more.
 func (c *counter) end(ctx context.Context) {
 	if c.redis == nil {
 		return
 	}
 	var conn *conn
-	told := int64(0)
+	noted := int64(0)
 	for range cap(c.pool) { // all of them: none is in use
 		conn = <-c.pool
 		defer conn.close()
-		told += conn.noted
+		noted += conn.noted
 	}
 	n := c.status().n
 	c.ended[c.id] = strconv.FormatInt(n, 10)
-	for pause := downInterval; ; pause = min(2*pause, heartbeatInterval) {
-		err := conn.shareEnded(c.ended, true)
-		if err == nil {
+	for pause := downInterval; ; {
+		told, err := conn.shareEnded(c.ended, true)
+		switch {
+		case err != nil && n == 0: // nothing to tell
+			return
+		case err != nil:
+			pause = min(2*pause, heartbeatInterval)
+		case told > 0:
+			pause = learnInterval
+		default: // Redis has not forgotten since
 			return
 		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			slog.Warn("Redis was not told that this instance has ended", "requests", n-told, "cause", err)
+			if err != nil {
+				slog.Warn("Redis was not told that this instance has ended", "requests", n-noted, "cause", err)
+			}
 			return
 		}
 	}

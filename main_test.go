@@ -93,20 +93,29 @@ func newKey(t *testing.T, url string) string {
 	return key
 }
 
-// start runs c, and returns what ends it cleanly; the end of the test does so too.
-func start(t *testing.T, c *counter) (end func()) {
+// start runs c, and returns what ends it within the time given; the end of the
+// test does so at once.
+func start(t *testing.T, c *counter) (end func(time.Duration)) {
 	ctx, cancel := context.WithCancel(context.Background())
+	var once sync.Once
 	var wg sync.WaitGroup
 	wg.Go(func() { c.run(ctx) })
-	end = sync.OnceFunc(func() {
-		cancel()
-		wg.Wait()
-		given, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		c.end(given)
-	})
-	t.Cleanup(end)
+	end = func(given time.Duration) {
+		once.Do(func() {
+			cancel()
+			wg.Wait()
+			endWithin(c, given)
+		})
+	}
+	t.Cleanup(func() { end(0) })
 	return end
+}
+
+// endWithin ends c; with no time given it does not wait until others have learned of it.
+func endWithin(c *counter, given time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), given)
+	defer cancel()
+	c.end(ctx)
 }
 
 // newInstance returns an instance in this process, and its handler.
@@ -915,7 +924,7 @@ func TestFaults(t *testing.T) {
 			s := mustParse(t, url, tt.timeout)
 			s.addr = p.Addr().String()
 			counters := []*counter{newCounter("faulty:1", key, s), newCounter("steady:1", key, mustParse(t, url, long))}
-			var ends []func()
+			var ends []func(time.Duration)
 			var tallies [2]*tally
 			stop := make(chan struct{})
 			var wg sync.WaitGroup
@@ -940,7 +949,7 @@ func TestFaults(t *testing.T) {
 					t.Errorf("%s: got the total %d, want %d", when, got, want)
 				}
 				for _, end := range ends {
-					end()
+					end(0)
 				}
 			}
 			oneTo(t, "the faulty instance", faulty.instance)
@@ -1058,7 +1067,7 @@ func TestDown(t *testing.T) {
 		if n := len(take()); n != 10*connections {
 			t.Errorf("got %d heartbeats in 10 s, want 10 of each connection", n)
 		}
-		end()
+		end(0)
 	})
 }
 
@@ -1116,7 +1125,7 @@ func TestFailedBatchWakesHeartbeat(t *testing.T) {
 		if !c.status().up {
 			t.Error("Redis is taken to be down 200 ms after it is back")
 		}
-		end()
+		end(0)
 	})
 }
 
@@ -1144,7 +1153,7 @@ func TestEndedAreComparedAfterRestart(t *testing.T) {
 	key := newKey(t, url)
 	other := newCounter("other:1", key, mustParse(t, url, 5*time.Second))
 	other.next()
-	other.end(t.Context())
+	endWithin(other, 0)
 	c := newCounter("host:1", key, mustParse(t, url, 5*time.Second))
 	c.ended["forgotten:1/X"] = "5"
 	c.heartbeat()
@@ -1165,10 +1174,63 @@ func TestEndBesideAnother(t *testing.T) {
 		c.heartbeat()
 		c.next() // the next heartbeat begins with another connection
 	}
-	other.end(t.Context())
-	c.end(t.Context())
+	endWithin(other, 0)
+	endWithin(c, 0)
 	if n := askRedis(t, url, "HLEN", "{"+key+"}:ended"); n != 2 {
 		t.Errorf("got %d ended, want 2", n)
+	}
+}
+
+// An instance that has counted nothing does not wait for a Redis that is away.
+func TestEndWithNothingToTell(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCounter("host:1", "k", refused(t))
+		c.heartbeat()
+		began := time.Now()
+		c.end(t.Context())
+		if took := time.Since(began); took != 0 {
+			t.Errorf("took %v, want no time", took)
+		}
+	})
+}
+
+// An instance that ends stays until the others have had a heartbeat to learn of
+// it, and tells Redis again where that has forgotten meanwhile.
+func TestEndWaitsUntilOthersKnow(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		forgets bool
+		told    int
+		took    time.Duration
+	}{
+		{"Redis remembers", false, 1, 1500 * time.Millisecond},
+		{"Redis forgets", true, 2, 3 * time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				told, ended := 0, ""
+				f := &fakeRedis{answer: func(cmd []string) string {
+					switch {
+					case cmd[0] == "EVAL":
+						told, ended = told+1, fmt.Sprintf("$%d\r\n%s\r\n$1\r\n%s\r\n", len(cmd[6]), cmd[6], cmd[7])
+					case cmd[0] == "HGETALL" && ended != "":
+						return "*2\r\n" + ended
+					case cmd[0] == "HGETALL":
+						return "*0\r\n"
+					}
+					return ":1\r\n"
+				}}
+				c := newCounter("host:1", "k", f.server(t, "redis://fake"))
+				if tt.forgets {
+					time.AfterFunc(time.Second, func() { ended = "" })
+				}
+				began := time.Now()
+				c.end(t.Context())
+				if took := time.Since(began); told != tt.told || took != tt.took {
+					t.Errorf("told %d times in %v, want %d in %v", told, took, tt.told, tt.took)
+				}
+			})
+		})
 	}
 }
 
@@ -1215,7 +1277,7 @@ func TestEndWhileRedisIsAway(t *testing.T) {
 		c.next()
 	}
 	time.AfterFunc(300*time.Millisecond, func() { p.set(none) })
-	end()
+	end(5 * time.Second)
 	if n := redisTotal(t, url, key); n != 7 {
 		t.Errorf("got the total %d, want 7", n)
 	}
@@ -1237,10 +1299,8 @@ func TestEndedOutliveMemory(t *testing.T) {
 	for i := range 101 {
 		counters[i%5].next()
 	}
-	given, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
 	for i := 4; i > 0; i-- {
-		counters[i].end(given)
+		endWithin(counters[i], 0)
 		for _, c := range counters[:i] {
 			c.heartbeat()
 		}
@@ -1268,7 +1328,7 @@ func TestLargeNumbers(t *testing.T) {
 		if i, total, err := c.next(); i != n+1 || total != n+1 || err != nil {
 			t.Errorf("after %d: got %d, %d, %v", n, i, total, err)
 		}
-		c.end(t.Context())
+		endWithin(c, 0)
 		forget(t, url, key)
 		c = newCounter("host:2", key, mustParse(t, url, 5*time.Second))
 		c.ended["host:1/X"] = strconv.FormatInt(n+1, 10)

@@ -285,17 +285,17 @@ func (c *conn) raise(deadline time.Time) (int64, error) {
 }
 
 // shareEnded learns from Redis which instances have ended, and tells it of those
-// in known that it has forgotten. Unless it is to compare all, it does so only
-// where their number differs, or where Redis may have restarted since the last time.
-func (c *conn) shareEnded(known map[string]string, all bool) error {
+// in known that it lacks; it returns how many. Unless it is to compare all, it does
+// so only where their number differs, or where Redis may have restarted since the last time.
+func (c *conn) shareEnded(known map[string]string, all bool) (told int, err error) {
 	deadline := time.Now().Add(c.server.timeout)
 	n, err := do[int64](c, deadline, "HLEN", c.ended)
 	if err != nil || !all && c.shared && int(n) == len(known) {
-		return err
+		return 0, err
 	}
 	fields, err := do[[]string](c, deadline, "HGETALL", c.ended)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	forgotten := maps.Clone(known)
 	for i := 0; i+1 < len(fields); i += 2 {
@@ -304,11 +304,11 @@ func (c *conn) shareEnded(known map[string]string, all bool) error {
 	}
 	for id, count := range forgotten {
 		if _, err := do[int64](c, deadline, "EVAL", endScript, "3", c.total, c.ledger, c.ended, id, count, strconv.Itoa(connections)); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	c.shared = true
-	return nil
+	return len(forgotten), nil
 }
 
 // do sends a command and reads its reply, in one attempt; it dials where there

@@ -742,9 +742,7 @@ func (s *schedule) step() {
 		s.start()
 	case p < 95 && len(s.living) > 1:
 		c := s.stop()
-		given, cancel := context.WithCancel(context.Background())
-		cancel()
-		if c.end(given); string(s.deliver(appendCommand(nil, "HEXISTS", "{"+s.key+"}:ended", c.id))) == ":1\r\n" {
+		if endWithin(c, 0); string(s.deliver(appendCommand(nil, "HEXISTS", "{"+s.key+"}:ended", c.id))) == ":1\r\n" {
 			s.ended = append(s.ended, c)
 		} else {
 			s.gone = append(s.gone, c)

@@ -264,23 +264,27 @@ var scenarios = []scenario{
 			f.stop(f.instances[i])
 			f.replace(i)
 		}
-		time.Sleep(learned)
 		f.redis.restart(100 * time.Millisecond)
 	}},
 	{name: "scale-down one by one, each time with Redis restarted empty", timeout: "5s", stops: true, loses: true, fault: func(f *fleet) {
 		for i := range len(f.instances) - 1 {
 			f.stop(f.instances[i])
-			time.Sleep(learned)
 			f.redis.restart(100 * time.Millisecond)
 		}
 	}},
 	{name: "scale-down to one, then Redis restarted empty twice", timeout: "5s", stops: true, loses: true, fault: func(f *fleet) {
 		f.stop(f.instances[:2]...)
-		time.Sleep(learned)
 		for range 2 {
 			f.redis.restart(100 * time.Millisecond)
-			time.Sleep(learned)
+			time.Sleep(time.Second)
 		}
+	}},
+	{name: "Redis restarted empty as two instances end", timeout: "5s", stops: true, loses: true, fault: func(f *fleet) {
+		f.instances[0].terminate()
+		f.instances[1].terminate()
+		time.Sleep(300 * time.Millisecond) // they have told Redis, and wait
+		f.redis.restart(100 * time.Millisecond)
+		f.stop(f.instances[:2]...)
 	}},
 	{name: "SIGTERM while Redis is away for longer than the timeout", timeout: "300ms", fails: true, stops: true, fault: func(f *fleet) {
 		f.redis.cmd.Process.Signal(syscall.SIGSTOP)
@@ -295,10 +299,6 @@ var scenarios = []scenario{
 }
 
 const all = 1 << 10 // connections, and more than there are
-
-// learned is a heartbeat and some more: the time in which the instances that
-// live learn of those that have ended.
-const learned = 1500 * time.Millisecond
 
 // times returns a fault that happens n times.
 func times(n int, once func(f *fleet)) func(f *fleet) {
