@@ -286,8 +286,8 @@ type counter struct {
 	pool  chan *conn   // idle connections; taking one out is the right to send
 	wake  *time.Timer  // of the next heartbeat
 
-	ended    map[string]string // what instances had counted when they ended; for who holds a connection
-	shareErr error             // why those are not shared with Redis; likewise
+	ended    map[string]string // what instances had counted when they ended; for heartbeat, then end
+	shareErr error             // why heartbeat could not share those with Redis
 
 	mu      sync.Mutex // guards the rest
 	n       int64      // requests counted

@@ -214,9 +214,8 @@ type conn struct {
 	server               *redisServer
 	total, ledger, ended string // keys
 	entry                string // name of its entry in the ledger
-
-	count          int64 // all that incrBy was asked to add
-	noted, reached int64 // the entry as Redis last answered: a count, and the total that it reached
+	count                int64  // all that incrBy was asked to add
+	noted, reached       int64  // the entry as Redis last answered: a count, and the total that it reached
 
 	addr     string   // server.addr, or where MOVED pointed
 	nc       net.Conn // nil while there is none
@@ -244,8 +243,7 @@ func (c *conn) incrBy(n int64) (int64, error) {
 	var cause error
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
 		kept := c.nc != nil
-		// Half of the time: a connection that is dead in silence leaves some for a fresh one.
-		limit := time.Now().Add(min(half, time.Until(deadline)))
+		limit := time.Now().Add(min(half, time.Until(deadline))) // one that is dead in silence leaves time for a fresh one
 		reached, err := c.raise(limit)
 		if err == nil {
 			return reached, nil
@@ -284,9 +282,9 @@ func (c *conn) raise(deadline time.Time) (int64, error) {
 	return reached, err
 }
 
-// shareEnded learns from Redis which instances have ended, and tells it of those
-// in known that it lacks; it returns how many. Unless it is to compare all, it does
-// so only where their number differs, or where Redis may have restarted since the last time.
+// shareEnded learns from Redis which instances have ended, and tells it of those in
+// known that it lacks, and returns how many. Unless it is to compare all, it does so
+// only where their number differs, or where Redis may have restarted since.
 func (c *conn) shareEnded(known map[string]string, all bool) (told int, err error) {
 	deadline := time.Now().Add(c.server.timeout)
 	n, err := do[int64](c, deadline, "HLEN", c.ended)
@@ -400,7 +398,6 @@ func (c *conn) dial(deadline time.Time) error {
 		nc = tls.Client(nc, c.server.tlsConfig(c.addr))
 	}
 	c.nc, c.r, c.answered, c.shared = nc, bufio.NewReaderSize(nc, maxLine), false, false
-
 	for _, args := range c.server.hello {
 		if _, err := exchange[string](c, args...); err != nil {
 			// Redis quotes the arguments of a command that it does not know.
