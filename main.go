@@ -33,7 +33,7 @@ Settings, by environment variable; empty means unset:
   ADDR            :8083         listen address
   REDIS_URL                     redis://[[user]:password@]host[:port][/db], rediss:// for TLS
   REDIS_KEY       requestcount  key of the total; {key}:instances and {key}:ended go with it
-  REDIS_TIMEOUT   1s            how long a request may wait for Redis; at least 1ms
+  REDIS_TIMEOUT   1s            how long a command to Redis may take, each attempt half of it
   SHUTDOWN_DELAY  0s            how long to go on serving, not ready, after SIGTERM
 `
 
@@ -48,9 +48,9 @@ const (
 	drainTimeout      = 10 * time.Second          // for the last answers, and for telling Redis of them
 	checkTimeout      = time.Second               // for each step of a healthcheck, below the 3 s of a probe
 	connections       = 8                         // to Redis; more bring nothing, even with a network between
-	heartbeatInterval = time.Second               // while Redis answers; also the longest while it is down
-	downInterval      = 100 * time.Millisecond    // the first while Redis is down; doubles from there
-	learnInterval     = 3 * heartbeatInterval / 2 // in which every instance has had a heartbeat
+	heartbeatInterval = time.Second               // between heartbeats; the longest pause while Redis is down
+	downInterval      = 100 * time.Millisecond    // the first pause while Redis is down; doubles from there
+	learnInterval     = 3 * heartbeatInterval / 2 // enough for each instance to have a heartbeat
 )
 
 // version is stamped by the build, with -ldflags "-X main.version=…".
@@ -284,14 +284,14 @@ type counter struct {
 	id    string       // this process in the ledger: host:port/RANDOM
 	redis *redisServer // nil for a cluster of one
 	pool  chan *conn   // idle connections; taking one out is the right to send
-	wake  *time.Timer  // of the next heartbeat
+	wake  *time.Timer  // fires when the next heartbeat is due
 
-	ended    map[string]string // what instances had counted when they ended; for heartbeat, then end
-	shareErr error             // why heartbeat could not share those with Redis
+	ended    map[string]string // count of each ended instance, by id; used by heartbeats only, then by end only
+	shareErr error             // why the last heartbeat could not share those; nil if it did
 
 	mu      sync.Mutex // guards the rest
 	n       int64      // requests counted
-	owed    int64      // those among n that no connection has taken over
+	owed    int64      // those of n that no connection was asked to add
 	pending *batch     // takes the requests that arrive now
 	total   int64      // of the cluster, as last seen
 	isReady bool       // Redis has answered once
@@ -353,7 +353,7 @@ func (c *counter) next() (instance, cluster int64, err error) {
 	return b.n - after, b.total - after, b.err
 }
 
-// send waits for a connection, seals b, which is pending, and counts its requests.
+// send waits for a connection, seals b, the pending batch, and sends it.
 func (c *counter) send(b *batch) {
 	conn := <-c.pool
 	runtime.Gosched() // handlers that are ready to run join the batch
@@ -367,25 +367,17 @@ func (c *counter) send(b *batch) {
 	c.mu.Unlock()
 
 	if b.err == nil {
-		b.total, b.err = c.add(conn, b.size)
+		b.total, b.err = c.add(b.size, conn.incrBy)
 	}
 	close(b.done)
 	c.pool <- conn
-	if b.err != nil {
-		c.wake.Reset(0)
-	}
 }
 
-// add adds n and what is owed to the cluster's total, and returns and notes what
-// came of it. What is owed gets the numbers below those of the n.
-func (c *counter) add(conn *conn, n int64) (int64, error) {
+// add adds n and what is owed to the cluster's total by incrBy, and returns and
+// notes what came of it. What is owed gets the numbers below those of the n.
+func (c *counter) add(n int64, incrBy func(int64) (int64, error)) (int64, error) {
 	c.mu.Lock()
-	n += c.owed
-	c.owed = 0
-	incrBy := conn.incrBy
-	if c.down != nil {
-		incrBy = conn.incrByOnce
-	}
+	n, c.owed = n+c.owed, 0
 	c.mu.Unlock()
 
 	total, err := incrBy(n)
@@ -394,6 +386,7 @@ func (c *counter) add(conn *conn, n int64) (int64, error) {
 	switch {
 	case err != nil && c.down == nil:
 		slog.Warn("Redis is down", "redis", c.redis.addr, "cause", err)
+		c.wake.Reset(0)
 	case err == nil && (c.down != nil || !c.isReady):
 		slog.Info("Redis is up", "redis", c.redis.addr)
 	}
@@ -423,13 +416,19 @@ func (c *counter) run(ctx context.Context) {
 	}
 }
 
-// heartbeat sends the count of every idle connection again, which restores
-// what Redis has forgotten. It stops at the first failure; while Redis is down
-// that is a single attempt.
+// heartbeat sends each connection's count again, which restores what Redis has
+// forgotten. It stops at the first failure; while Redis is down that is a single attempt.
 func (c *counter) heartbeat() error {
+	c.mu.Lock()
+	down := c.down != nil
+	c.mu.Unlock()
 	for i := range cap(c.pool) {
 		conn := <-c.pool
-		_, err := c.add(conn, 0)
+		incrBy := conn.incrBy
+		if down {
+			incrBy = conn.incrByOnce
+		}
+		_, err := c.add(0, incrBy)
 		if err == nil && i == 0 {
 			c.share(conn)
 		}
@@ -452,38 +451,35 @@ func (c *counter) share(conn *conn) {
 
 // end notes in Redis all that this instance has counted, for the time after it,
 // and waits until the others have learned of that: if Redis forgets it before,
-// nobody else knows. While Redis is away it tries until ctx is done. Nothing may
-// be counted any more.
+// nobody else knows. While Redis is away it tries until ctx is done; a command
+// under way may take REDIS_TIMEOUT longer.
 func (c *counter) end(ctx context.Context) {
 	if c.redis == nil {
 		return
 	}
 	var conn *conn
-	noted := int64(0)
-	for range cap(c.pool) { // all of them: none is in use
+	told := int64(0)
+	for range cap(c.pool) { // all of them, for good: nothing else is sent any more
 		conn = <-c.pool
 		defer conn.close()
-		noted += conn.noted
+		told += conn.noted
 	}
 	n := c.status().n
 	c.ended[c.id] = strconv.FormatInt(n, 10)
-	for pause := downInterval; ; {
-		told, err := conn.shareEnded(c.ended, true)
-		switch {
-		case err != nil && n == 0: // nothing to tell
-			return
-		case err != nil:
-			pause = min(2*pause, heartbeatInterval)
-		case told > 0:
-			pause = learnInterval
-		default: // Redis has not forgotten since
-			return
+	for {
+		news, err := conn.shareEnded(c.ended, true)
+		if n == 0 || err == nil && news == 0 {
+			return // nothing to tell, or Redis has not forgotten it
+		}
+		pause := downInterval
+		if err == nil {
+			told, pause = n, learnInterval
 		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
 			if err != nil {
-				slog.Warn("Redis was not told that this instance has ended", "requests", n-noted, "cause", err)
+				slog.Warn("Redis may not remember what this instance has counted", "untold", n-told, "cause", err)
 			}
 			return
 		}

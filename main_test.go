@@ -453,6 +453,7 @@ func TestWrongSettings(t *testing.T) {
 		{"SHUTDOWN_DELAY=-1s", `SHUTDOWN_DELAY: "-1s": want a number with a unit, such as 500ms or 5s, and at least 0s`},
 		{"REDIS_URL=localhost:6379", "REDIS_URL: malformed URL: want redis://"},
 		{"REDIS_URL=http://localhost", `REDIS_URL: unknown scheme "http": want redis or rediss`},
+		{"REDIS_URL=ann:secret://localhost", "REDIS_URL: malformed URL"},
 		{"REDIS_URL=redis://", "REDIS_URL: missing host"},
 		{"REDIS_URL=redis://:6379", "REDIS_URL: missing host"},
 		{"REDIS_URL=redis://host:0", "REDIS_URL: invalid port"},
@@ -1071,6 +1072,37 @@ func TestDown(t *testing.T) {
 	})
 }
 
+// Connections that have died in silence do not keep an instance from reporting
+// back once Redis is there again.
+func TestAllDeadInSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var sent atomic.Int64
+		f := &fakeRedis{answer: func(cmd []string) string {
+			if cmd[0] == "HGETALL" {
+				return "*0\r\n"
+			}
+			sent.Add(1)
+			return ":0\r\n"
+		}}
+		c := newCounter("host:1", "k", f.server(t, "redis://fake"))
+		end := start(t, c)
+		time.Sleep(100 * time.Millisecond)
+		f.muted.Store(connections)
+		f.gone.Store(true)
+		if _, _, err := c.next(); err == nil {
+			t.Error("got no error, want one")
+		}
+		time.Sleep(300 * time.Millisecond) // in which two or three are dialed again
+		f.gone.Store(false)
+		sent.Store(0)
+		time.Sleep(2 * time.Second)
+		if n := sent.Load(); n < connections || !c.status().up {
+			t.Errorf("got %d commands in 2 s, up %t; want one of each of %d connections", n, c.status().up, connections)
+		}
+		end(0)
+	})
+}
+
 // A batch that waits for a connection as Redis goes down fails too, and is owed.
 func TestWaitingBatchIsOwed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -1208,8 +1240,11 @@ func TestEndWaitsUntilOthersKnow(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
+				var mu sync.Mutex
 				told, ended := 0, ""
 				f := &fakeRedis{answer: func(cmd []string) string {
+					mu.Lock()
+					defer mu.Unlock()
 					switch {
 					case cmd[0] == "EVAL":
 						told, ended = told+1, fmt.Sprintf("$%d\r\n%s\r\n$1\r\n%s\r\n", len(cmd[6]), cmd[6], cmd[7])
@@ -1221,8 +1256,9 @@ func TestEndWaitsUntilOthersKnow(t *testing.T) {
 					return ":1\r\n"
 				}}
 				c := newCounter("host:1", "k", f.server(t, "redis://fake"))
+				c.n, c.owed = 1, 1
 				if tt.forgets {
-					time.AfterFunc(time.Second, func() { ended = "" })
+					time.AfterFunc(time.Second, func() { mu.Lock(); ended = ""; mu.Unlock() })
 				}
 				began := time.Now()
 				c.end(t.Context())

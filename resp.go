@@ -45,9 +45,9 @@ type redisError string
 
 func (e redisError) Error() string { return string(e) }
 
-// readReply reads a reply: an int64, a string or a []string. An error reply comes
-// back as a redisError.
-func readReply(r *bufio.Reader) (any, error) {
+// readReply reads a reply: an int64, a string or, if arrays may come, a []string.
+// An error reply comes back as a redisError.
+func readReply(r *bufio.Reader, arrays bool) (any, error) {
 	line, err := r.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) {
 		return nil, fmt.Errorf("reply line longer than %d bytes", r.Size())
@@ -63,6 +63,7 @@ func readReply(r *bufio.Reader) (any, error) {
 	n, err := strconv.ParseInt(text, 10, 64)
 	switch {
 	case kind == '-':
+		text, _, _ = strings.Cut(text, ", with args") // of an unknown command, where they may be secret
 		return nil, redisError(text)
 	case kind == '+':
 		return text, nil
@@ -72,7 +73,7 @@ func readReply(r *bufio.Reader) (any, error) {
 		b := make([]byte, n+2)
 		_, err := io.ReadFull(r, b)
 		return string(b[:n]), err
-	case kind == '*' && err == nil:
+	case kind == '*' && err == nil && arrays:
 		var all []string
 		for ; err == nil && n > 0; n-- {
 			var s string
@@ -86,30 +87,31 @@ func readReply(r *bufio.Reader) (any, error) {
 
 // read reads a reply that must be a T.
 func read[T any](r *bufio.Reader) (reply T, err error) {
-	got, err := readReply(r)
+	_, arrays := any(reply).([]string)
+	got, err := readReply(r, arrays)
 	reply, ok := got.(T)
-	if err == nil && !ok {
-		err = fmt.Errorf("unexpected reply %.40q: want %T", fmt.Sprint(got), reply)
+	if err == nil && !ok { // it is not quoted: something that echoes AUTH would tell the password
+		err = fmt.Errorf("unexpected reply of type %T: want %T", got, reply)
 	}
 	return reply, err
 }
 
 // A redisServer says how to reach Redis.
 type redisServer struct {
-	addr    string                                                            // host:port
-	hello   [][]string                                                        // AUTH, secret, and SELECT, which Redis Cluster does not know; where needed
-	tls     *tls.Config                                                       // nil for none
-	timeout time.Duration                                                     // for a command with all its attempts
-	dial    func(ctx context.Context, network, addr string) (net.Conn, error) // net.Dialer's; tests replace it
+	addr    string        // host:port
+	hello   [][]string    // sent after each dial: AUTH, secret, and SELECT, each only where needed
+	tls     *tls.Config   // nil for none
+	timeout time.Duration // for all attempts of a command, or for one exchange of the ended
+	// net.Dialer's; tests replace it
+	dial func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
 // parseRedisURL reads redis://[[user]:password@]host[:port][/db]. Its errors
 // quote nothing but the scheme: any other part may hold a password.
 func parseRedisURL(rawURL string, timeout time.Duration) (*redisServer, error) {
 	const form = "redis://[[user]:password@]host[:port][/db]"
-	scheme, _, ok := strings.Cut(rawURL, "://")
 	u, err := url.Parse(rawURL)
-	if !ok || err != nil {
+	if err != nil || u.Scheme == "" || u.Opaque != "" {
 		return nil, errors.New("malformed URL: want " + form + ", with %XX for special characters of the password")
 	}
 	port, db := cmp.Or(u.Port(), "6379"), cmp.Or(strings.TrimPrefix(u.Path, "/"), "0")
@@ -123,7 +125,7 @@ func parseRedisURL(rawURL string, timeout time.Duration) (*redisServer, error) {
 	case "rediss", "valkeys":
 		s.tls = &tls.Config{ServerName: u.Hostname()}
 	default:
-		return nil, fmt.Errorf("unknown scheme %q: want redis or rediss", scheme)
+		return nil, fmt.Errorf("unknown scheme %q: want redis or rediss", u.Scheme)
 	}
 	switch {
 	case u.RawQuery != "" || u.ForceQuery || strings.Contains(rawURL, "#"):
@@ -188,6 +190,7 @@ return reached`
 // it does nothing.
 const endScript = `local total, ledger, ended = KEYS[1], KEYS[2], KEYS[3]
 local id, count, connections = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+redis.call('INCRBY', total, 0) -- refused: nothing is noted
 if redis.call('HSETNX', ended, id, string.format('%d', count)) == 0 then
 	return 0
 end
@@ -243,7 +246,7 @@ func (c *conn) incrBy(n int64) (int64, error) {
 	var cause error
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
 		kept := c.nc != nil
-		limit := time.Now().Add(min(half, time.Until(deadline))) // one that is dead in silence leaves time for a fresh one
+		limit := time.Now().Add(min(half, time.Until(deadline))) // if nc has died in silence, time is left for a fresh one
 		reached, err := c.raise(limit)
 		if err == nil {
 			return reached, nil
@@ -263,8 +266,10 @@ func (c *conn) incrBy(n int64) (int64, error) {
 	}
 }
 
-// incrByOnce is incrBy with a single attempt.
+// incrByOnce is incrBy with a single attempt, by a fresh TCP connection: while
+// Redis is down a kept one may have died in silence.
 func (c *conn) incrByOnce(n int64) (int64, error) {
+	c.close()
 	c.count += n
 	return c.raise(time.Now().Add(c.server.timeout))
 }
@@ -282,8 +287,8 @@ func (c *conn) raise(deadline time.Time) (int64, error) {
 	return reached, err
 }
 
-// shareEnded learns from Redis which instances have ended, and tells it of those in
-// known that it lacks, and returns how many. Unless it is to compare all, it does so
+// shareEnded adds to known the instances that Redis has as ended, tells Redis of those
+// that it lacks, and returns how many it told. Unless it is to compare all, it does so
 // only where their number differs, or where Redis may have restarted since.
 func (c *conn) shareEnded(known map[string]string, all bool) (told int, err error) {
 	deadline := time.Now().Add(c.server.timeout)
@@ -317,11 +322,10 @@ func do[T any](c *conn, deadline time.Time, args ...string) (reply T, err error)
 	}
 	if err == nil {
 		c.nc.SetDeadline(deadline)
-		reply, err = exchange[T](c, args...)
-	}
-	if isCode(err, "NOSCRIPT") {
-		args[0], args[1] = "EVAL", script
-		reply, err = exchange[T](c, args...)
+		if reply, err = exchange[T](c, args...); isCode(err, "NOSCRIPT") {
+			args[0], args[1] = "EVAL", script
+			reply, err = exchange[T](c, args...)
+		}
 	}
 	if err != nil {
 		err = c.fail(err)
@@ -400,10 +404,6 @@ func (c *conn) dial(deadline time.Time) error {
 	c.nc, c.r, c.answered, c.shared = nc, bufio.NewReaderSize(nc, maxLine), false, false
 	for _, args := range c.server.hello {
 		if _, err := exchange[string](c, args...); err != nil {
-			// Redis quotes the arguments of a command that it does not know.
-			if said, _, quoted := strings.Cut(err.Error(), ", with args"); quoted {
-				err = redisError(said)
-			}
 			return fmt.Errorf("%s: %w", args[0], err)
 		}
 	}

@@ -60,7 +60,8 @@ func TestReadReply(t *testing.T) {
 		{reply: "_\r\n", err: "unexpected reply"},
 		{reply: "$-1\r\n", err: "unexpected reply"},
 		{reply: "$4097\r\n", err: "unexpected reply"},
-		{reply: "*1\r\n:1\r\n", err: `unexpected reply "1": want string`},
+		{reply: "*1\r\n:1\r\n", err: "unexpected reply of type int64: want string"},
+		{reply: "*1\r\n*1\r\n*1\r\n", err: "unexpected reply"},
 		{reply: "\r\n", err: "malformed reply line"},
 		{reply: ":1\n", err: "malformed reply line"},
 		{reply: ":1", err: "EOF"},
@@ -71,12 +72,12 @@ func TestReadReply(t *testing.T) {
 		{reply: "*1\r\n-NOPERM no\r\n", err: "NOPERM no"},
 		{reply: strings.Repeat("x", 1<<20), err: "longer than 4096 bytes"},
 	} {
-		got, err := readReply(replyReader(tt.reply))
+		got, err := readReply(replyReader(tt.reply), true)
 		if tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) || tt.err == "" && (err != nil || !reflect.DeepEqual(got, tt.want)) {
 			t.Errorf("%.20q: got %#v, %v; want %#v, %q", tt.reply, got, err, tt.want, tt.err)
 		}
 	}
-	if n, err := read[int64](replyReader("+12\r\n")); err == nil || err.Error() != `unexpected reply "12": want int64` {
+	if n, err := read[int64](replyReader("+12\r\n")); err == nil || err.Error() != "unexpected reply of type string: want int64" {
 		t.Errorf("a string for an integer: got %d, %v", n, err)
 	}
 }
@@ -87,7 +88,7 @@ func FuzzReadReply(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, sent []byte) {
-		reply, err := readReply(replyReader(string(sent)))
+		reply, err := readReply(replyReader(string(sent)), true)
 		switch reply := reply.(type) {
 		case int64:
 			line, _, ended := bytes.Cut(sent, []byte("\r\n"))
@@ -151,6 +152,7 @@ func TestScript(t *testing.T) {
 	keys := []string{"3", key, "{" + key + "}:instances", "{" + key + "}:ended"}
 	redis := newConn(mustParse(t, url, 5*time.Second), key, "")
 	t.Cleanup(redis.close)
+	endRefused := append([]string{"EVAL", strings.ReplaceAll(endScript, "'INCRBY'", "'REFUSED'")}, append(keys, "host:1/X", "7", "8")...)
 	run := func(cmd ...string) (int64, error) { return do[int64](redis, time.Now().Add(5*time.Second), cmd...) }
 	raise := func(count, added, expected string) []string {
 		return append([]string{"EVAL", script}, append(keys, "host:1/X/1", count, added, expected)...)
@@ -187,6 +189,7 @@ func TestScript(t *testing.T) {
 		{"the ledger forgets this connection only", []string{"HDEL", keys[2], "host:1/X/1"}, 1, 12, ""},
 		{"a process without requests starts", raise("0", "0", "0 0"), 12, 12, ""},
 		{"it counts, as another connection does", raise("4", "4", "0 12"), 16, 16, ""},
+		{"the instance ends, and its INCRBY is refused", endRefused, 0, 16, "nknown"},
 		{"the instance ends, three of its requests not told", end("7"), 1, 19, ""},
 		{"the ledger has no entry of it", []string{"HLEN", keys[2]}, 0, 19, ""},
 		{"it is told again", end("7"), 0, 19, ""},
@@ -211,6 +214,7 @@ type fakeRedis struct {
 	refuse func() error              // what a dial fails with; nil for nothing
 	gone   atomic.Bool               // it refuses all
 	deaf   bool                      // it reads and answers nothing
+	muted  atomic.Int64              // so many connections, the first ones, get no answer any more
 
 	mu     sync.Mutex
 	dialed []string // addresses
@@ -222,6 +226,7 @@ func (f *fakeRedis) server(t *testing.T, url string) *redisServer {
 	s.dial = func(ctx context.Context, _, addr string) (net.Conn, error) {
 		f.mu.Lock()
 		f.dialed = append(f.dialed, addr)
+		number := int64(len(f.dialed))
 		f.mu.Unlock()
 		if f.gone.Load() {
 			return nil, errors.New("connection refused")
@@ -232,7 +237,7 @@ func (f *fakeRedis) server(t *testing.T, url string) *redisServer {
 			}
 		}
 		client, server := net.Pipe()
-		go f.serve(server)
+		go f.serve(server, number)
 		return client, nil
 	}
 	return s
@@ -244,7 +249,7 @@ func (f *fakeRedis) dials() []string {
 	return slices.Clone(f.dialed)
 }
 
-func (f *fakeRedis) serve(nc net.Conn) {
+func (f *fakeRedis) serve(nc net.Conn, number int64) {
 	defer nc.Close()
 	if f.deaf {
 		io.Copy(io.Discard, nc)
@@ -254,6 +259,9 @@ func (f *fakeRedis) serve(nc net.Conn) {
 		cmd, err := read[[]string](r)
 		if err != nil {
 			return
+		}
+		if number <= f.muted.Load() {
+			continue
 		}
 		reply := f.answer(cmd)
 		if reply == "close" {
@@ -372,6 +380,8 @@ func TestCauses(t *testing.T) {
 		{"an unknown AUTH", "redis://:secret@fake", &fakeRedis{answer: func([]string) string {
 			return "-ERR unknown command 'AUTH', with args beginning with: 'secret'\r\n"
 		}}, (*conn).incrBy, "fake:6379: AUTH: ERR unknown command 'AUTH'"},
+		{"an echo", "redis://:secret@fake", &fakeRedis{answer: func(cmd []string) string { return string(appendCommand(nil, cmd...)) }}, (*conn).incrBy,
+			`fake:6379: AUTH: unexpected reply "*2\r\n"`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
