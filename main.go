@@ -296,6 +296,7 @@ type counter struct {
 	total   int64      // of the cluster, as last seen
 	isReady bool       // Redis has answered once
 	down    error      // why Redis is down; nil while it answers
+	outages int        // how often it has gone down
 }
 
 // A batch is the requests that share one command to Redis.
@@ -367,18 +368,27 @@ func (c *counter) send(b *batch) {
 	c.mu.Unlock()
 
 	if b.err == nil {
-		b.total, b.err = c.add(b.size, conn.incrBy)
+		b.total, b.err = c.add(conn, b.size)
 	}
 	close(b.done)
 	c.pool <- conn
 }
 
-// add adds n and what is owed to the cluster's total by incrBy, and returns and
-// notes what came of it. What is owed gets the numbers below those of the n.
-func (c *counter) add(n int64, incrBy func(int64) (int64, error)) (int64, error) {
+// add adds n and what is owed to the cluster's total, and returns and notes what
+// came of it. What is owed gets the numbers below those of the n.
+func (c *counter) add(conn *conn, n int64) (int64, error) {
 	c.mu.Lock()
 	n, c.owed = n+c.owed, 0
+	incrBy := conn.incrBy
+	if c.down != nil {
+		incrBy = conn.incrByOnce
+	}
+	stale := conn.outages != c.outages // it may have died in silence
+	conn.outages = c.outages
 	c.mu.Unlock()
+	if stale {
+		conn.close()
+	}
 
 	total, err := incrBy(n)
 	c.mu.Lock()
@@ -386,6 +396,7 @@ func (c *counter) add(n int64, incrBy func(int64) (int64, error)) (int64, error)
 	switch {
 	case err != nil && c.down == nil:
 		slog.Warn("Redis is down", "redis", c.redis.addr, "cause", err)
+		c.outages++
 		c.wake.Reset(0)
 	case err == nil && (c.down != nil || !c.isReady):
 		slog.Info("Redis is up", "redis", c.redis.addr)
@@ -419,16 +430,9 @@ func (c *counter) run(ctx context.Context) {
 // heartbeat sends each connection's count again, which restores what Redis has
 // forgotten. It stops at the first failure; while Redis is down that is a single attempt.
 func (c *counter) heartbeat() error {
-	c.mu.Lock()
-	down := c.down != nil
-	c.mu.Unlock()
 	for i := range cap(c.pool) {
 		conn := <-c.pool
-		incrBy := conn.incrBy
-		if down {
-			incrBy = conn.incrByOnce
-		}
-		_, err := c.add(0, incrBy)
+		_, err := c.add(conn, 0)
 		if err == nil && i == 0 {
 			c.share(conn)
 		}

@@ -226,6 +226,7 @@ type conn struct {
 	buf      []byte
 	answered bool // Redis has answered a command on nc
 	shared   bool // shareEnded has read all since nc was dialed
+	outages  int  // counter.outages when this was last used
 }
 
 // newConn returns a connection for an entry in the ledger of key. The braces
@@ -266,10 +267,8 @@ func (c *conn) incrBy(n int64) (int64, error) {
 	}
 }
 
-// incrByOnce is incrBy with a single attempt, by a fresh TCP connection: while
-// Redis is down a kept one may have died in silence.
+// incrByOnce is incrBy with a single attempt.
 func (c *conn) incrByOnce(n int64) (int64, error) {
-	c.close()
 	c.count += n
 	return c.raise(time.Now().Add(c.server.timeout))
 }
