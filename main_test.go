@@ -1099,6 +1099,11 @@ func TestAllDeadInSilence(t *testing.T) {
 		if n := sent.Load(); n < connections || !c.status().up {
 			t.Errorf("got %d commands in 2 s, up %t; want one of each of %d connections", n, c.status().up, connections)
 		}
+		dials := len(f.dials())
+		time.Sleep(5 * time.Second)
+		if n := len(f.dials()); n != dials {
+			t.Errorf("got %d more dials in the 5 s after that, want none", n-dials)
+		}
 		end(0)
 	})
 }
