@@ -525,7 +525,7 @@ func TestRefusedForGood(t *testing.T) {
 	}
 	began := time.Now()
 	status, log := p.stop()
-	if took := time.Since(began); status != 0 || took > 12*time.Second || !strings.Contains(log, "requests=3 ") {
-		t.Errorf("stopped: got status %d after %v, want 0 after 12 s at the most and requests=3 in the log:\n%s", status, took, log)
+	if took := time.Since(began); status != 0 || took > 12*time.Second || !strings.Contains(log, "untold=3 ") {
+		t.Errorf("stopped: got status %d after %v, want 0 after 12 s at the most and untold=3 in the log:\n%s", status, took, log)
 	}
 }
