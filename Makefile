@@ -6,8 +6,8 @@ VERSION := $(shell sed -n 's/^appVersion: //p' helm/Chart.yaml)
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.* ## /\1\t/p' Makefile | expand -t 16
 
-run: ## serve on port 8083
-	go run .
+run: build ## serve on port 8083
+	./requestcount
 
 build: ## the stripped, static binary
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' .

@@ -459,6 +459,7 @@ func TestWrongSettings(t *testing.T) {
 		{"REDIS_URL=redis://host:0", "REDIS_URL: invalid port"},
 		{"REDIS_URL=redis://ann:65536", "REDIS_URL: invalid port"},
 		{"REDIS_URL=redis://host:", "REDIS_URL: invalid port"},
+		{"REDIS_URL=redis://::1", "REDIS_URL: invalid port: want 1 to 65535, and an IPv6 address in brackets"},
 		{"REDIS_URL=redis://host/x", "REDIS_URL: invalid database"},
 		{"REDIS_URL=redis://host/-1", "REDIS_URL: invalid database"},
 		{"REDIS_URL=redis://ann@host", "REDIS_URL: user without a password"},

@@ -132,10 +132,10 @@ func parseRedisURL(rawURL string, timeout time.Duration) (*redisServer, error) {
 		return nil, errors.New("query or fragment: want none; a password has %3F for ? and %23 for #")
 	case u.Hostname() == "":
 		return nil, errors.New("missing host: want " + form)
-	case portErr != nil || portNumber == 0 || strings.HasSuffix(u.Host, ":"):
-		return nil, errors.New("invalid port: want 1 to 65535")
+	case portErr != nil || portNumber == 0 || strings.HasSuffix(u.Host, ":") || u.Host[0] != '[' && strings.Count(u.Host, ":") > 1:
+		return nil, errors.New("invalid port: want 1 to 65535, and an IPv6 address in brackets")
 	case dbErr != nil:
-		return nil, errors.New("invalid database: want a number, such as /3")
+		return nil, errors.New("invalid database: want a number, such as /3; a password has %2F for /")
 	case user != "" && !hasPassword:
 		return nil, errors.New("user without a password: want user:password@, or :password@ for a password alone")
 	case user != "":
