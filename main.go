@@ -470,13 +470,14 @@ func (c *counter) end(ctx context.Context) {
 	}
 	n := c.status().n
 	c.ended[c.id] = strconv.FormatInt(n, 10)
-	for {
+	for waited := false; ; {
 		news, err := conn.shareEnded(c.ended, true)
-		if n == 0 || err == nil && news == 0 {
+		if n == 0 && (err == nil || len(c.ended) == 1) || waited && err == nil && news == 0 {
 			return // nothing to tell, or Redis has not forgotten it
 		}
 		pause := downInterval
-		if err == nil {
+		waited = err == nil
+		if waited {
 			told, pause = n, learnInterval
 		}
 		select {

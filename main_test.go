@@ -1237,12 +1237,17 @@ func TestEndWithNothingToTell(t *testing.T) {
 func TestEndWaitsUntilOthersKnow(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
-		forgets bool
+		n       int64
+		loses   bool // the first reply
+		forgets bool // after a second
 		told    int
 		took    time.Duration
 	}{
-		{"Redis remembers", false, 1, 1500 * time.Millisecond},
-		{"Redis forgets", true, 2, 3 * time.Second},
+		{name: "Redis remembers", n: 1, told: 1, took: 1500 * time.Millisecond},
+		{name: "Redis forgets", n: 1, forgets: true, told: 2, took: 3 * time.Second},
+		{name: "the reply is lost", n: 1, loses: true, told: 1, took: 1600 * time.Millisecond},
+		{name: "nothing was counted", told: 1},
+		{name: "nothing was counted, and the reply is lost", loses: true, told: 1, took: 100 * time.Millisecond},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -1254,15 +1259,18 @@ func TestEndWaitsUntilOthersKnow(t *testing.T) {
 					switch {
 					case cmd[0] == "EVAL":
 						told, ended = told+1, fmt.Sprintf("$%d\r\n%s\r\n$1\r\n%s\r\n", len(cmd[6]), cmd[6], cmd[7])
-					case cmd[0] == "HGETALL" && ended != "":
-						return "*2\r\n" + ended
+						if tt.loses {
+							return "close"
+						}
 					case cmd[0] == "HGETALL":
-						return "*0\r\n"
+						other := "$9\r\nother:1/X\r\n$1\r\n5\r\n"
+						return fmt.Sprintf("*%d\r\n", strings.Count(other+ended, "\n")/2) + other + ended
 					}
 					return ":1\r\n"
 				}}
 				c := newCounter("host:1", "k", f.server(t, "redis://fake"))
-				c.n, c.owed = 1, 1
+				c.n, c.owed = tt.n, tt.n
+				c.ended["other:1/X"] = "5"
 				if tt.forgets {
 					time.AfterFunc(time.Second, func() { mu.Lock(); ended = ""; mu.Unlock() })
 				}

@@ -20,9 +20,10 @@ import (
 )
 
 const (
-	maxLine  = 4 << 10                // longest reply line or string accepted, in bytes; Redis' own stay below 1 KiB
-	minPause = 10 * time.Millisecond  // the first between two attempts of a command; doubles from there
-	maxPause = 100 * time.Millisecond // the longest
+	maxLine     = 4 << 10                // longest reply line or string accepted, in bytes; Redis' own stay below 1 KiB
+	dialTimeout = time.Second            // where a host has gone, none says so; the name may lead to another by now
+	minPause    = 10 * time.Millisecond  // the first between two attempts of a command; doubles from there
+	maxPause    = 100 * time.Millisecond // the longest
 )
 
 // appendCommand appends a command as RESP has it: an array of bulk strings,
@@ -116,7 +117,7 @@ func parseRedisURL(rawURL string, timeout time.Duration) (*redisServer, error) {
 	}
 	port, db := cmp.Or(u.Port(), "6379"), cmp.Or(strings.TrimPrefix(u.Path, "/"), "0")
 	portNumber, portErr := strconv.ParseUint(port, 10, 16)
-	_, dbErr := strconv.ParseUint(db, 10, 31)
+	dbNumber, dbErr := strconv.ParseUint(db, 10, 31)
 	user := u.User.Username()
 	password, hasPassword := u.User.Password()
 	s := &redisServer{addr: net.JoinHostPort(u.Hostname(), port), timeout: timeout, dial: new(net.Dialer).DialContext}
@@ -143,8 +144,8 @@ func parseRedisURL(rawURL string, timeout time.Duration) (*redisServer, error) {
 	case password != "":
 		s.hello = append(s.hello, []string{"AUTH", password})
 	}
-	if db != "0" {
-		s.hello = append(s.hello, []string{"SELECT", db})
+	if dbNumber != 0 {
+		s.hello = append(s.hello, []string{"SELECT", strconv.FormatUint(dbNumber, 10)})
 	}
 	return s, nil
 }
@@ -390,7 +391,7 @@ func movedAddr(reply, from string) string {
 
 // dial connects and shakes hands.
 func (c *conn) dial(deadline time.Time) error {
-	ctx, cancel := context.WithDeadline(context.Background(), deadline)
+	ctx, cancel := context.WithTimeout(context.Background(), min(dialTimeout, time.Until(deadline)))
 	defer cancel()
 	nc, err := c.server.dial(ctx, "tcp", c.addr)
 	if err != nil {

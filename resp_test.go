@@ -124,6 +124,7 @@ func TestParseRedisURL(t *testing.T) {
 		{url: "redis://host", addr: "host:6379"},
 		{url: "redis://host/", addr: "host:6379"},
 		{url: "redis://host/0", addr: "host:6379"},
+		{url: "redis://host/03", addr: "host:6379", hello: [][]string{{"SELECT", "3"}}},
 		{url: "valkey://host:1234/15", addr: "host:1234", hello: [][]string{{"SELECT", "15"}}},
 		{url: "redis://[::1]:1234", addr: "[::1]:1234"},
 		{url: "redis://[::1]", addr: "[::1]:6379"},
