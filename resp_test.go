@@ -424,6 +424,29 @@ func TestTimeout(t *testing.T) {
 	})
 }
 
+// A host that has gone is silent: it is dialed for a second, then again.
+func TestSilentHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := (&fakeRedis{answer: once()}).server(t, "redis://fake")
+		s.timeout = 5 * time.Second
+		dial, silent := s.dial, true
+		s.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if silent {
+				silent = false
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			return dial(ctx, network, addr)
+		}
+		c := newConn(s, "k", "host:1/X/1")
+		defer c.close()
+		began := time.Now()
+		if n, err := c.incrBy(1); n != 7 || err != nil || time.Since(began) != dialTimeout+minPause {
+			t.Errorf("got %d, %v after %v; want 7 after %v", n, err, time.Since(began), dialTimeout+minPause)
+		}
+	})
+}
+
 // A suspendedConn stands for one of a process that is suspended as it waits for a reply.
 type suspendedConn struct {
 	net.Conn
