@@ -21,7 +21,7 @@ import (
 
 const (
 	maxLine     = 4 << 10                // longest reply line or string accepted, in bytes; Redis' own stay below 1 KiB
-	dialTimeout = time.Second            // where a host has gone, none says so; the name may lead to another by now
+	dialTimeout = time.Second            // to connect: a host that has gone is silent, and its name may lead to another by now
 	minPause    = 10 * time.Millisecond  // the first between two attempts of a command; doubles from there
 	maxPause    = 100 * time.Millisecond // the longest
 )
