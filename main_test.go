@@ -118,6 +118,15 @@ func endWithin(c *counter, given time.Duration) {
 	c.end(ctx)
 }
 
+// closeAll closes the TCP connections of c, none of which may be in use.
+func closeAll(c *counter) {
+	for range cap(c.pool) {
+		conn := <-c.pool
+		conn.close()
+		c.pool <- conn
+	}
+}
+
 // newInstance returns an instance in this process, and its handler.
 func newInstance(t *testing.T, instance, key string, redis *redisServer) (*httptest.Server, *handler) {
 	c := newCounter(instance, key, redis)
@@ -399,11 +408,7 @@ func TestRedisLostLater(t *testing.T) {
 			{"Redis gone", true, 503, 200, []string{"requestcount_instance_requests_total 3", "requestcount_cluster_requests 3", "requestcount_redis_up 0"}},
 		} {
 			f.gone.Store(step.gone)
-			for range connections {
-				conn := <-h.counter.pool
-				conn.close()
-				h.counter.pool <- conn
-			}
+			closeAll(h.counter)
 			h.counter.heartbeat()
 			for path, want := range map[string]int{"/": step.status, "/readyz": step.ready, "/metrics": 200} {
 				w := httptest.NewRecorder()
@@ -423,9 +428,7 @@ func TestRedisLostLater(t *testing.T) {
 				}
 			}
 		}
-		for range connections {
-			(<-h.counter.pool).close()
-		}
+		closeAll(h.counter)
 	})
 }
 
@@ -1002,9 +1005,7 @@ func TestBatches(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		for range connections {
-			(<-c.pool).close()
-		}
+		closeAll(c)
 		var want []told
 		for i := range int64(8) {
 			want = append(want, told{i + 1, 10 * (i + 1), 100 * time.Millisecond})
@@ -1033,14 +1034,11 @@ func TestDown(t *testing.T) {
 		f := &fakeRedis{answer: func(cmd []string) string {
 			mu.Lock()
 			defer mu.Unlock()
-			switch cmd[0] {
-			case "EVALSHA":
+			if cmd[0] == "EVALSHA" {
 				n, _ := strconv.Atoi(cmd[7])
 				counts = append(counts, n)
-			case "HGETALL":
-				return "*0\r\n"
 			}
-			return ":0\r\n"
+			return zero(cmd)
 		}}
 		f.gone.Store(true)
 		c := newCounter("host:1", "k", f.server(t, "redis://fake"))
@@ -1079,11 +1077,10 @@ func TestAllDeadInSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var sent atomic.Int64
 		f := &fakeRedis{answer: func(cmd []string) string {
-			if cmd[0] == "HGETALL" {
-				return "*0\r\n"
+			if cmd[0] != "HGETALL" {
+				sent.Add(1)
 			}
-			sent.Add(1)
-			return ":0\r\n"
+			return zero(cmd)
 		}}
 		c := newCounter("host:1", "k", f.server(t, "redis://fake"))
 		end := start(t, c)
@@ -1138,22 +1135,13 @@ func TestWaitingBatchIsOwed(t *testing.T) {
 // A batch that fails wakes the heartbeat, which would sleep out its second.
 func TestFailedBatchWakesHeartbeat(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fakeRedis{answer: func(cmd []string) string {
-			if cmd[0] == "HGETALL" {
-				return "*0\r\n"
-			}
-			return ":0\r\n"
-		}}
+		f := &fakeRedis{answer: zero}
 		s := f.server(t, "redis://fake")
 		s.timeout = 200 * time.Millisecond
 		c := newCounter("host:1", "k", s)
 		end := start(t, c)
 		time.Sleep(100 * time.Millisecond) // after the first heartbeat
-		for range connections {
-			conn := <-c.pool
-			conn.close()
-			c.pool <- conn
-		}
+		closeAll(c)
 		f.gone.Store(true)
 		if _, _, err := c.next(); err == nil {
 			t.Error("got no error, want one")
@@ -1298,12 +1286,8 @@ func TestEndedAreReadOnce(t *testing.T) {
 			if err := c.heartbeat(); err != nil {
 				t.Error(err)
 			}
-			for range connections {
-				conn := <-c.pool
-				if i >= 2 {
-					conn.close()
-				}
-				c.pool <- conn
+			if i >= 2 {
+				closeAll(c)
 			}
 		}
 		if want := map[string]int{"EVALSHA": 4 * connections, "HLEN": 4, "HGETALL": 2}; !reflect.DeepEqual(sent, want) {

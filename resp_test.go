@@ -274,6 +274,14 @@ func (f *fakeRedis) serve(nc net.Conn, number int64) {
 	}
 }
 
+// zero answers as a Redis that is empty does.
+func zero(cmd []string) string {
+	if cmd[0] == "HGETALL" {
+		return "*0\r\n"
+	}
+	return ":0\r\n"
+}
+
 // once returns answers that begin with the given ones and go on with :7.
 func once(replies ...string) func([]string) string {
 	return func([]string) string {
@@ -722,14 +730,9 @@ func (s *schedule) forget(restart bool) {
 	s.lost = true
 	s.deliver(appendCommand(nil, "DEL", s.key, "{"+s.key+"}:instances", "{"+s.key+"}:ended"))
 	for _, c := range s.living {
-		for range cap(c.pool) {
-			conn := <-c.pool
-			if restart {
-				conn.close()
-			}
-			c.pool <- conn
-		}
-		if !restart {
+		if restart {
+			closeAll(c)
+		} else {
 			c.heartbeat()
 		}
 	}
