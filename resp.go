@@ -226,7 +226,7 @@ type conn struct {
 	r        *bufio.Reader
 	buf      []byte
 	answered bool // Redis has answered a command on nc
-	shared   bool // shareEnded has read all since nc was dialed
+	shared   bool // shareEnded has read all over nc
 	outages  int  // counter.outages when this was last used
 }
 
@@ -268,10 +268,15 @@ func (c *conn) incrBy(n int64) (int64, error) {
 	}
 }
 
-// incrByOnce is incrBy with a single attempt.
+// incrByOnce is incrBy with a single attempt, and one more where MOVED points.
 func (c *conn) incrByOnce(n int64) (int64, error) {
 	c.count += n
-	return c.raise(time.Now().Add(c.server.timeout))
+	deadline := time.Now().Add(c.server.timeout)
+	reached, err := c.raise(deadline)
+	if isCode(err, "MOVED") {
+		reached, err = c.raise(deadline)
+	}
+	return reached, err
 }
 
 // raise raises the ledger's entry to count, in one attempt.
@@ -292,9 +297,10 @@ func (c *conn) raise(deadline time.Time) (int64, error) {
 // only where their number differs, or where Redis may have restarted since.
 func (c *conn) shareEnded(known map[string]string, all bool) (told int, err error) {
 	deadline := time.Now().Add(c.server.timeout)
-	n, err := do[int64](c, deadline, "HLEN", c.ended)
-	if err != nil || !all && c.shared && int(n) == len(known) {
-		return 0, err
+	if c.shared && !all {
+		if n, err := do[int64](c, deadline, "HLEN", c.ended); err != nil || int(n) == len(known) {
+			return 0, err
+		}
 	}
 	fields, err := do[[]string](c, deadline, "HGETALL", c.ended)
 	if err != nil {
@@ -340,17 +346,13 @@ func exchange[T any](c *conn, args ...string) (reply T, err error) {
 		return reply, err
 	}
 	reply, err = read[T](c.r)
-	c.answered = c.answered || err == nil
+	c.answered = c.answered || err == nil || isCode(err, "NOSCRIPT")
 	return reply, err
 }
 
 // fail closes the TCP connection and returns err with the address that was
 // tried. The next attempt goes where MOVED points, or back to the server's address.
 func (c *conn) fail(err error) error {
-	next := c.server.addr
-	if isCode(err, "MOVED") {
-		next = movedAddr(err.Error(), c.addr)
-	}
 	if c.nc != nil && !c.answered && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || isTimeout(err)) {
 		hint := "the port may want TLS, rediss://"
 		if c.server.tls != nil {
@@ -358,10 +360,12 @@ func (c *conn) fail(err error) error {
 		}
 		err = fmt.Errorf("%w before any reply: %s", err, hint)
 	}
-	err = fmt.Errorf("%s: %w", c.addr, err)
+	from := c.addr
 	c.close()
-	c.addr = next
-	return err
+	if isCode(err, "MOVED") {
+		c.addr = movedAddr(err.Error(), from)
+	}
+	return fmt.Errorf("%s: %w", from, err)
 }
 
 // isTimeout reports whether err is for want of time.
@@ -401,7 +405,7 @@ func (c *conn) dial(deadline time.Time) error {
 	if c.server.tls != nil {
 		nc = tls.Client(nc, c.server.tlsConfig(c.addr))
 	}
-	c.nc, c.r, c.answered, c.shared = nc, bufio.NewReaderSize(nc, maxLine), false, false
+	c.nc, c.r = nc, bufio.NewReaderSize(nc, maxLine)
 	for _, args := range c.server.hello {
 		if _, err := exchange[string](c, args...); err != nil {
 			return fmt.Errorf("%s: %w", args[0], err)
@@ -421,10 +425,11 @@ func (s *redisServer) tlsConfig(addr string) *tls.Config {
 	return cfg
 }
 
-// close closes the TCP connection, if there is one.
+// close closes the TCP connection, if there is one. The next is dialed at the
+// server's address.
 func (c *conn) close() {
 	if c.nc != nil {
 		c.nc.Close()
-		c.nc = nil
 	}
+	c.nc, c.answered, c.shared, c.addr = nil, false, false, c.server.addr
 }

@@ -360,9 +360,14 @@ func TestNoScript(t *testing.T) {
 // later attempt's want of time does not hide that.
 func TestCauses(t *testing.T) {
 	silent := func(cmd []string) string { return "" }
+	answered := false
+	closing := func([]string) string {
+		defer func() { answered = true }()
+		return map[bool]string{false: ":7\r\n", true: "close"}[answered]
+	}
 	twice := func(c *conn, n int64) (int64, error) {
 		c.incrByOnce(n)
-		return c.incrByOnce(0)
+		return c.incrBy(0)
 	}
 	first := func(first, then error) func() error {
 		return func() error {
@@ -384,8 +389,10 @@ func TestCauses(t *testing.T) {
 		{"silence", "redis://fake", &fakeRedis{answer: silent}, (*conn).incrBy, "fake:6379: read pipe: i/o timeout before any reply: the port may want TLS, rediss://"},
 		{"silence, then refused", "redis://fake", &fakeRedis{answer: silent, refuse: first(nil, errors.New("connection refused"))}, (*conn).incrBy, "fake:6379: connection refused"},
 		{"closed", "redis://fake", &fakeRedis{answer: func([]string) string { return "close" }}, (*conn).incrBy, "fake:6379: EOF before any reply: the port may want TLS, rediss://"},
+		{"closed, after a connection that was answered", "redis://fake", &fakeRedis{answer: closing}, twice, "fake:6379: EOF before any reply: the port may want TLS, rediss://"},
 		{"no TLS", "rediss://fake", &fakeRedis{deaf: true}, (*conn).incrBy, "i/o timeout before any reply: the port may not have TLS, redis://"},
-		{"a moved node that is silent", "redis://fake", &fakeRedis{answer: once("-MOVED 1 node:6380\r\n", "")}, twice, "node:6380: read pipe: i/o timeout before any reply: the port may want TLS, rediss://"},
+		{"a moved node that is silent", "redis://fake", &fakeRedis{answer: once("-MOVED 1 node:6380\r\n", "")}, (*conn).incrByOnce, "node:6380: read pipe: i/o timeout before any reply: the port may want TLS, rediss://"},
+		{"silence after a reply", "redis://fake", &fakeRedis{answer: once("-NOSCRIPT No matching script.\r\n", "")}, (*conn).incrByOnce, "fake:6379: read pipe: i/o timeout"},
 		{"an unknown AUTH", "redis://:secret@fake", &fakeRedis{answer: func([]string) string {
 			return "-ERR unknown command 'AUTH', with args beginning with: 'secret'\r\n"
 		}}, (*conn).incrBy, "fake:6379: AUTH: ERR unknown command 'AUTH'"},
