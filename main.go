@@ -379,10 +379,7 @@ func (c *counter) send(b *batch) {
 func (c *counter) add(conn *conn, n int64) (int64, error) {
 	c.mu.Lock()
 	n, c.owed = n+c.owed, 0
-	incrBy := conn.incrBy
-	if c.down != nil {
-		incrBy = conn.incrByOnce
-	}
+	once := c.down != nil
 	stale := conn.outages != c.outages // it may have died in silence
 	conn.outages = c.outages
 	c.mu.Unlock()
@@ -390,7 +387,7 @@ func (c *counter) add(conn *conn, n int64) (int64, error) {
 		conn.close()
 	}
 
-	total, err := incrBy(n)
+	total, err := conn.incrBy(n, once)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {

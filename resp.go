@@ -239,9 +239,10 @@ func newConn(s *redisServer, key, entry string) *conn {
 }
 
 // incrBy adds n to the total exactly once and returns the total that this
-// reached. It tries until the server's timeout is over. After an error nobody
+// reached. It tries until the server's timeout is over or, if it is to try once,
+// until a fresh TCP connection fails other than by MOVED. After an error nobody
 // knows whether Redis has added n; the next call makes sure.
-func (c *conn) incrBy(n int64) (int64, error) {
+func (c *conn) incrBy(n int64, once bool) (int64, error) {
 	c.count += n
 	half := c.server.timeout / 2
 	deadline := time.Now().Add(c.server.timeout)
@@ -253,30 +254,20 @@ func (c *conn) incrBy(n int64) (int64, error) {
 		if err == nil {
 			return reached, nil
 		}
-		if cause == nil || !isTimeout(err) {
+		if cause == nil || isCode(cause, "MOVED") || !isTimeout(err) {
 			cause = err // the last attempt may just have lacked time
 		}
 		if time.Since(limit) > maxPause { // so late: the process was suspended
 			deadline = time.Now().Add(half)
 		}
-		if !kept {
-			if time.Until(deadline) <= pause {
-				return 0, cause
-			}
-			time.Sleep(pause)
+		if kept {
+			continue
 		}
+		if once && !isCode(err, "MOVED") || time.Until(deadline) <= pause {
+			return 0, cause
+		}
+		time.Sleep(pause)
 	}
-}
-
-// incrByOnce is incrBy with a single attempt, and one more where MOVED points.
-func (c *conn) incrByOnce(n int64) (int64, error) {
-	c.count += n
-	deadline := time.Now().Add(c.server.timeout)
-	reached, err := c.raise(deadline)
-	if isCode(err, "MOVED") {
-		reached, err = c.raise(deadline)
-	}
-	return reached, err
 }
 
 // raise raises the ledger's entry to count, in one attempt.

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -317,7 +318,7 @@ func TestEveryErrorIsRetried(t *testing.T) {
 					}
 					c := newConn(f.server(t, url), "k", "host:1/X/1")
 					defer c.close()
-					if n, err := c.incrBy(1); n != 7 || err != nil || len(f.dials()) != 2 {
+					if n, err := c.incrBy(1, false); n != 7 || err != nil || len(f.dials()) != 2 {
 						t.Errorf("got %d, %v after %d dials; want 7 after 2", n, err, len(f.dials()))
 					}
 				})
@@ -340,7 +341,7 @@ func TestNoScript(t *testing.T) {
 		c := newConn(f.server(t, "redis://fake"), "k", "host:1/X/1")
 		defer c.close()
 		began := time.Now()
-		if n, err := c.incrBy(1); n != 7 || err != nil || len(f.dials()) != 1 || time.Since(began) != 0 {
+		if n, err := c.incrBy(1, false); n != 7 || err != nil || len(f.dials()) != 1 || time.Since(began) != 0 {
 			t.Errorf("got %d, %v after %d dials and %v; want 7 after 1 at once", n, err, len(f.dials()), time.Since(began))
 		}
 		if want := []string{"EVALSHA " + scriptSHA, "EVAL " + script}; !reflect.DeepEqual(sent, want) {
@@ -350,7 +351,7 @@ func TestNoScript(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeRedis{answer: func([]string) string { return "-NOSCRIPT No matching script.\r\n" }}
 		c := newConn(f.server(t, "redis://fake"), "k", "host:1/X/1")
-		if n, err := c.incrBy(1); !isCode(err, "NOSCRIPT") {
+		if n, err := c.incrBy(1, false); !isCode(err, "NOSCRIPT") {
 			t.Errorf("where EVAL is answered so too: got %d, %v; want NOSCRIPT", n, err)
 		}
 	})
@@ -359,16 +360,7 @@ func TestNoScript(t *testing.T) {
 // An attempt that fails says which address it tried and what the cause was; a
 // later attempt's want of time does not hide that.
 func TestCauses(t *testing.T) {
-	silent := func(cmd []string) string { return "" }
-	answered := false
-	closing := func([]string) string {
-		defer func() { answered = true }()
-		return map[bool]string{false: ":7\r\n", true: "close"}[answered]
-	}
-	twice := func(c *conn, n int64) (int64, error) {
-		c.incrByOnce(n)
-		return c.incrBy(0)
-	}
+	always := func(reply string) func([]string) string { return func([]string) string { return reply } }
 	first := func(first, then error) func() error {
 		return func() error {
 			err := first
@@ -378,31 +370,35 @@ func TestCauses(t *testing.T) {
 	}
 	noHost := &net.DNSError{Err: "no such host", Name: "fake", IsNotFound: true}
 	noTime := &net.DNSError{Err: "i/o timeout", Name: "fake", IsTimeout: true}
+	const silence, tlsHint = "read pipe: i/o timeout", " before any reply: the port may want TLS, rediss://"
 	for _, tt := range []struct {
-		name string
-		url  string
-		fake *fakeRedis
-		send func(*conn, int64) (int64, error)
-		want string
+		name    string
+		url     string // redis://fake unless set
+		fake    *fakeRedis
+		earlier int // commands before
+		once    bool
+		want    string
 	}{
-		{"no such host, then no time", "redis://fake", &fakeRedis{refuse: first(noHost, noTime)}, (*conn).incrBy, "fake:6379: lookup fake: no such host"},
-		{"silence", "redis://fake", &fakeRedis{answer: silent}, (*conn).incrBy, "fake:6379: read pipe: i/o timeout before any reply: the port may want TLS, rediss://"},
-		{"silence, then refused", "redis://fake", &fakeRedis{answer: silent, refuse: first(nil, errors.New("connection refused"))}, (*conn).incrBy, "fake:6379: connection refused"},
-		{"closed", "redis://fake", &fakeRedis{answer: func([]string) string { return "close" }}, (*conn).incrBy, "fake:6379: EOF before any reply: the port may want TLS, rediss://"},
-		{"closed, after a connection that was answered", "redis://fake", &fakeRedis{answer: closing}, twice, "fake:6379: EOF before any reply: the port may want TLS, rediss://"},
-		{"no TLS", "rediss://fake", &fakeRedis{deaf: true}, (*conn).incrBy, "i/o timeout before any reply: the port may not have TLS, redis://"},
-		{"a moved node that is silent", "redis://fake", &fakeRedis{answer: once("-MOVED 1 node:6380\r\n", "")}, (*conn).incrByOnce, "node:6380: read pipe: i/o timeout before any reply: the port may want TLS, rediss://"},
-		{"silence after a reply", "redis://fake", &fakeRedis{answer: once("-NOSCRIPT No matching script.\r\n", "")}, (*conn).incrByOnce, "fake:6379: read pipe: i/o timeout"},
-		{"an unknown AUTH", "redis://:secret@fake", &fakeRedis{answer: func([]string) string {
-			return "-ERR unknown command 'AUTH', with args beginning with: 'secret'\r\n"
-		}}, (*conn).incrBy, "fake:6379: AUTH: ERR unknown command 'AUTH'"},
-		{"an echo", "redis://:secret@fake", &fakeRedis{answer: func(cmd []string) string { return string(appendCommand(nil, cmd...)) }}, (*conn).incrBy,
-			`fake:6379: AUTH: unexpected reply "*2\r\n"`},
+		{name: "no such host, then no time", fake: &fakeRedis{refuse: first(noHost, noTime)}, want: "fake:6379: lookup fake: no such host"},
+		{name: "silence", fake: &fakeRedis{answer: always("")}, want: "fake:6379: " + silence + tlsHint},
+		{name: "silence, then refused", fake: &fakeRedis{answer: always(""), refuse: first(nil, errors.New("connection refused"))}, want: "fake:6379: connection refused"},
+		{name: "silence after a reply", fake: &fakeRedis{answer: once("-NOSCRIPT No matching script.\r\n", "")}, once: true, want: "fake:6379: " + silence},
+		{name: "silence after MOVED", fake: &fakeRedis{answer: once("-MOVED 1 node:6380\r\n", "")}, once: true, want: "node:6380: " + silence + tlsHint},
+		{name: "closed", fake: &fakeRedis{answer: always("close")}, want: "fake:6379: EOF" + tlsHint},
+		{name: "closed, after a connection that was answered", fake: &fakeRedis{answer: once(":7\r\n", "close", "close")}, earlier: 1, once: true, want: "fake:6379: EOF" + tlsHint},
+		{name: "no TLS", url: "rediss://fake", fake: &fakeRedis{deaf: true}, want: "i/o timeout before any reply: the port may not have TLS, redis://"},
+		{name: "an unknown AUTH", url: "redis://:secret@fake", fake: &fakeRedis{answer: always("-ERR unknown command 'AUTH', with args beginning with: 'secret'\r\n")},
+			want: "fake:6379: AUTH: ERR unknown command 'AUTH'"},
+		{name: "an echo", url: "redis://:secret@fake", fake: &fakeRedis{answer: func(cmd []string) string { return string(appendCommand(nil, cmd...)) }},
+			want: `fake:6379: AUTH: unexpected reply "*2\r\n"`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c := newConn(tt.fake.server(t, tt.url), "k", "host:1/X/1")
-				_, err := tt.send(c, 1)
+				c := newConn(tt.fake.server(t, cmp.Or(tt.url, "redis://fake")), "k", "host:1/X/1")
+				for range tt.earlier {
+					c.incrBy(1, false)
+				}
+				_, err := c.incrBy(1, tt.once)
 				if err == nil || !strings.HasSuffix(err.Error(), tt.want) {
 					t.Errorf("got %v, want %s", err, tt.want)
 				}
@@ -431,7 +427,7 @@ func TestTimeout(t *testing.T) {
 			{name: "loading, then silent for good", took: time.Second, err: true},
 		} {
 			began := time.Now()
-			n, err := c.incrBy(1)
+			n, err := c.incrBy(1, false)
 			if took := time.Since(began); n != step.want || took != step.took || (err != nil) != step.err {
 				t.Errorf("%s: got %d, %v after %v; want %d after %v", step.name, n, err, took, step.want, step.took)
 			}
@@ -456,7 +452,7 @@ func TestSilentHost(t *testing.T) {
 		c := newConn(s, "k", "host:1/X/1")
 		defer c.close()
 		began := time.Now()
-		if n, err := c.incrBy(1); n != 7 || err != nil || time.Since(began) != dialTimeout+minPause {
+		if n, err := c.incrBy(1, false); n != 7 || err != nil || time.Since(began) != dialTimeout+minPause {
 			t.Errorf("got %d, %v after %v; want 7 after %v", n, err, time.Since(began), dialTimeout+minPause)
 		}
 	})
@@ -493,7 +489,7 @@ func TestSuspended(t *testing.T) {
 			if kept {
 				c.dial(time.Now())
 			}
-			if n, err := c.incrBy(1); n != 7 || err != nil {
+			if n, err := c.incrBy(1, false); n != 7 || err != nil {
 				t.Errorf("kept %t: got %d, %v; want 7", kept, n, err)
 			}
 		})
@@ -523,7 +519,7 @@ func TestMoved(t *testing.T) {
 		c := newConn(f.server(t, "redis://fake"), "k", "host:1/X/1")
 		defer c.close()
 		for want := int64(1); want <= 2; want++ {
-			if n, err := c.incrBy(1); n != want || err != nil {
+			if n, err := c.incrBy(1, false); n != want || err != nil {
 				t.Errorf("got %d, %v; want %d", n, err, want)
 			}
 		}
@@ -556,12 +552,12 @@ func TestTLS(t *testing.T) {
 	c := newConn(s, "k", "host:1/X/1")
 	defer c.close()
 	var unknown x509.UnknownAuthorityError
-	if _, err := c.incrByOnce(1); !errors.As(err, &unknown) {
+	if _, err := c.incrBy(1, true); !errors.As(err, &unknown) {
 		t.Errorf("a certificate that the system does not trust: got %v", err)
 	}
 	s.tls.RootCAs = x509.NewCertPool()
 	s.tls.RootCAs.AddCert(web.Certificate())
-	if n, err := c.incrBy(1); n != 2 || err != nil {
+	if n, err := c.incrBy(1, false); n != 2 || err != nil {
 		t.Errorf("over TLS: got %d, %v; want 2", n, err)
 	}
 }
@@ -578,7 +574,7 @@ func TestAuthAndSelect(t *testing.T) {
 		{"redis://" + m.Addr(), "NOAUTH"},
 	} {
 		c := newConn(mustParse(t, tt.url, 5*time.Second), "k", tt.url)
-		_, err := c.incrByOnce(1)
+		_, err := c.incrBy(1, true)
 		c.close()
 		if (err == nil) != (tt.err == "") || err != nil && (!strings.Contains(err.Error(), tt.err) || strings.Contains(err.Error(), "secret")) {
 			t.Errorf("%s: got %v, want %s", tt.url, err, tt.err)
