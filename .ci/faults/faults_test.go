@@ -3,6 +3,7 @@ package faults
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -167,7 +168,8 @@ var scenarios = []scenario{
 		time.Sleep(50 * time.Millisecond)
 		from.do("REPLICAOF 127.0.0.1 " + to.port)
 	}),
-	redisCluster(),
+	redisCluster("127.0.0.1"),
+	redisCluster("::1"),
 	{name: "TLS, all connections cut ten times", timeout: "5s", prepare: func(f *fleet) {
 		port, files := freePort(), certificate(f.t)
 		f.redis = startServer(f.t, "tls-port "+port, "tls-cert-file "+files, "tls-key-file "+files, "tls-auth-clients no")
@@ -426,17 +428,24 @@ func failover(s scenario, promote func(from, to *server)) scenario {
 }
 
 // redisCluster returns a scenario in which the instances are pointed at a node
-// that does not own the keys, and these move to another node under load.
-func redisCluster() scenario {
+// that does not own the keys, and these move to another node under load. The
+// nodes know one another by ip, so that is where MOVED points.
+func redisCluster(ip string) scenario {
 	var servers [3]*server // the owner, the next owner, and the one pointed at
 	var ids [3]string
-	return scenario{name: "Redis Cluster, the slot moved", timeout: "5s", prepare: func(f *fleet) {
+	return scenario{name: "Redis Cluster on " + ip + ", the slot moved", timeout: "5s", prepare: func(f *fleet) {
+		l, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
+		if err != nil {
+			f.t.Skipf("skipped: no address %s here: %v", ip, err)
+		}
+		l.Close()
+		bind := "bind " + strings.Join(slices.Compact([]string{"127.0.0.1", ip}), " ")
 		for i := range servers {
-			servers[i] = startServer(f.t, "cluster-enabled yes", "cluster-node-timeout 5000")
+			servers[i] = startServer(f.t, bind, "cluster-announce-ip "+ip, "cluster-enabled yes", "cluster-node-timeout 5000")
 			ids[i] = servers[i].do("CLUSTER MYID")
 			servers[i].do(fmt.Sprint("CLUSTER SET-CONFIG-EPOCH ", i+1))
 			if i > 0 {
-				servers[0].do("CLUSTER MEET 127.0.0.1 " + servers[i].port)
+				servers[0].do("CLUSTER MEET " + ip + " " + servers[i].port)
 			}
 		}
 		const slots = 16384 // the keys' is 866; the first third of them belongs to the owner
