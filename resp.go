@@ -103,8 +103,14 @@ type redisServer struct {
 	hello   [][]string    // sent after each dial: AUTH, secret, and SELECT, each only where needed
 	tls     *tls.Config   // nil for none
 	timeout time.Duration // for all attempts of a command, or for one exchange of the ended
-	// net.Dialer's; tests replace it
-	dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
+}
+
+// dialAlone dials as net.Dialer does, with a lookup of its own. Lookups that
+// overlap would share one, and all wait where a packet of that was lost: for 5 s,
+// unless resolv.conf says otherwise.
+func dialAlone(ctx context.Context, network, addr string) (net.Conn, error) {
+	return (&net.Dialer{Resolver: new(net.Resolver)}).DialContext(ctx, network, addr)
 }
 
 // parseRedisURL reads redis://[[user]:password@]host[:port][/db]. Its errors
@@ -120,7 +126,7 @@ func parseRedisURL(rawURL string, timeout time.Duration) (*redisServer, error) {
 	dbNumber, dbErr := strconv.ParseUint(db, 10, 31)
 	user := u.User.Username()
 	password, hasPassword := u.User.Password()
-	s := &redisServer{addr: net.JoinHostPort(u.Hostname(), port), timeout: timeout, dial: new(net.Dialer).DialContext}
+	s := &redisServer{addr: net.JoinHostPort(u.Hostname(), port), timeout: timeout, dial: dialAlone}
 	switch u.Scheme {
 	case "redis", "valkey":
 	case "rediss", "valkeys":

@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -19,6 +20,7 @@ type fleet struct {
 	t         testing.TB
 	redis     *server // has the total
 	url       string  // where the instances find it
+	program   string  // where it is not the plain one
 	env       []string
 	proxy     *proxy // where url is one's
 	processes []*process
@@ -48,7 +50,7 @@ func (f *fleet) useProxy() {
 
 // start starts an instance at addr, in place of instance i.
 func (f *fleet) start(i int, addr string) {
-	p := startProcessAt(f.t, addr, slices.Concat(f.env, []string{"REDIS_URL=" + f.url})...)
+	p := startProcessAt(f.t, cmp.Or(f.program, program), addr, slices.Concat(f.env, []string{"REDIS_URL=" + f.url})...)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.instances[i] = p
@@ -170,6 +172,7 @@ var scenarios = []scenario{
 	}),
 	redisCluster("127.0.0.1"),
 	redisCluster("::1"),
+	lostQuestions(),
 	{name: "TLS, all connections cut ten times", timeout: "5s", prepare: func(f *fleet) {
 		port, files := freePort(), certificate(f.t)
 		f.redis = startServer(f.t, "tls-port "+port, "tls-cert-file "+files, "tls-key-file "+files, "tls-auth-clients no")

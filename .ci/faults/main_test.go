@@ -126,10 +126,10 @@ type process struct {
 // startProcess starts an instance at a free port of loopback, with the
 // settings in env only, and waits until it listens.
 func startProcess(t testing.TB, env ...string) *process {
-	return startProcessAt(t, "127.0.0.1:"+freePort(), env...)
+	return startProcessAt(t, program, "127.0.0.1:"+freePort(), env...)
 }
 
-func startProcessAt(t testing.TB, addr string, env ...string) *process {
+func startProcessAt(t testing.TB, program, addr string, env ...string) *process {
 	t.Helper()
 	p := &process{Cmd: exec.Command(program), addr: addr, url: "http://" + addr, exited: make(chan struct{})}
 	p.Env = append([]string{"ADDR=" + addr}, env...)
