@@ -73,9 +73,8 @@ func main() {
 	if err != nil {
 		exit(2, err)
 	}
-	// The first signal cancels ctx; the second ends the process, as is the default.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop)
+	defer stop()
 	if err := command(ctx, cfg); err != nil {
 		exit(1, err)
 	}
@@ -149,7 +148,7 @@ func run(ctx context.Context, cfg config) error {
 	slog.Info("start", "addr", listener.Addr(), "instance", instance, "redis", cfg.redis, "version", version, "go", runtime.Version())
 
 	counter := newCounter(instance, cfg.key, cfg.redis)
-	go counter.run(context.Background()) // until end takes its connections
+	go counter.run(context.Background()) // once end has its connections it waits for good
 	h := &handler{counter: counter, instance: instance}
 	server := newServer(h.routes(), cfg.redisTimeout)
 	failed := make(chan error, 1)
@@ -160,6 +159,7 @@ func run(ctx context.Context, cfg config) error {
 	case <-ctx.Done():
 	}
 
+	signal.Reset(os.Interrupt, syscall.SIGTERM) // a second signal ends the process, as is the default
 	h.stopping.Store(true)
 	slog.Info("stopping", "delay", cfg.shutdownDelay)
 	time.Sleep(cfg.shutdownDelay)
@@ -174,7 +174,7 @@ func run(ctx context.Context, cfg config) error {
 	return nil
 }
 
-// newServer returns a server with limits, so that a slow or a large client holds nobody up.
+// newServer returns a server with limits, so that a slow client or a large request holds nobody up.
 func newServer(h http.Handler, redisTimeout time.Duration) *http.Server {
 	return &http.Server{
 		Handler:           h,
@@ -265,7 +265,7 @@ func healthcheck(_ context.Context, cfg config) error {
 	}
 	defer nc.Close()
 	nc.SetDeadline(time.Now().Add(checkTimeout))
-	io.WriteString(nc, "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") // or the reading fails
+	io.WriteString(nc, "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") // if this fails, so does the reading
 	resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
 	if err != nil {
 		return err
@@ -291,7 +291,7 @@ type counter struct {
 
 	mu      sync.Mutex // guards the rest
 	n       int64      // requests counted
-	owed    int64      // those of n that no connection was asked to add
+	owed    int64      // those of n that no connection has been asked to add yet
 	pending *batch     // takes the requests that arrive now
 	total   int64      // of the cluster, as last seen
 	isReady bool       // Redis has answered once
@@ -430,7 +430,7 @@ func (c *counter) heartbeat() error {
 	for i := range cap(c.pool) {
 		conn := <-c.pool
 		_, err := c.add(conn, 0)
-		if err == nil && i == 0 {
+		if err == nil && i == cap(c.pool)-1 { // after all counts: it may take a while
 			c.share(conn)
 		}
 		c.pool <- conn
@@ -452,8 +452,8 @@ func (c *counter) share(conn *conn) {
 
 // end notes in Redis all that this instance has counted, for the time after it,
 // and waits until the others have learned of that: if Redis forgets it before,
-// nobody else knows. While Redis is away it tries until ctx is done; a command
-// under way may take REDIS_TIMEOUT longer.
+// nobody else knows. While Redis is away it tries until ctx is done; what is
+// under way then may take three times REDIS_TIMEOUT longer.
 func (c *counter) end(ctx context.Context) {
 	if c.redis == nil {
 		return
@@ -467,14 +467,16 @@ func (c *counter) end(ctx context.Context) {
 	}
 	n := c.status().n
 	c.ended[c.id] = strconv.FormatInt(n, 10)
-	for waited := false; ; {
+	for pause := downInterval; ; {
 		news, err := conn.shareEnded(c.ended, true)
-		if n == 0 && (err == nil || len(c.ended) == 1) || waited && err == nil && news == 0 {
-			return // nothing to tell, or Redis has not forgotten it
-		}
-		pause := downInterval
-		waited = err == nil
-		if waited {
+		switch {
+		case n == 0 && (err == nil || len(c.ended) == 1):
+			return // there is nothing that the others would have to learn
+		case err != nil:
+			pause = downInterval
+		case pause == learnInterval && news == 0:
+			return // the others have had their heartbeat, and Redis has not forgotten
+		default:
 			told, pause = n, learnInterval
 		}
 		select {

@@ -607,10 +607,9 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	t.Parallel()
 	p := startProcess(t, "SHUTDOWN_DELAY=1h")
 	p.Process.Signal(syscall.SIGTERM)
-	for {
-		if resp, _ := get(t, "GET", p.url+"/readyz"); resp.StatusCode == 503 {
-			break
-		}
+	for ready := true; ready; {
+		resp, _ := get(t, "GET", p.url+"/readyz")
+		ready = resp.StatusCode == http.StatusOK
 	}
 	p.Process.Signal(syscall.SIGTERM)
 	if status, log := p.wait(); status == 0 {
@@ -1269,11 +1268,13 @@ func TestEndWaitsUntilOthersKnow(t *testing.T) {
 		n       int64
 		loses   bool // the first reply
 		forgets bool // after a second
+		closes  bool // connections, after 1.5 s
 		told    int
 		took    time.Duration
 	}{
 		{name: "Redis remembers", n: 1, told: 1, took: 1500 * time.Millisecond},
 		{name: "Redis forgets", n: 1, forgets: true, told: 2, took: 3 * time.Second},
+		{name: "Redis is away for a moment", n: 1, closes: true, told: 1, took: 3100 * time.Millisecond},
 		{name: "the reply is lost", n: 1, loses: true, told: 1, took: 1600 * time.Millisecond},
 		{name: "nothing was counted", told: 1},
 		{name: "nothing was counted, and the reply is lost", loses: true, told: 1, took: 100 * time.Millisecond},
@@ -1282,10 +1283,13 @@ func TestEndWaitsUntilOthersKnow(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var mu sync.Mutex
 				told, ended := 0, ""
+				began := time.Now()
 				f := &fakeRedis{answer: func(cmd []string) string {
 					mu.Lock()
 					defer mu.Unlock()
 					switch {
+					case tt.closes && time.Since(began) == learnInterval:
+						return "close"
 					case cmd[0] == "EVAL":
 						told, ended = told+1, fmt.Sprintf("$%d\r\n%s\r\n$1\r\n%s\r\n", len(cmd[6]), cmd[6], cmd[7])
 						if tt.loses {
@@ -1303,7 +1307,6 @@ func TestEndWaitsUntilOthersKnow(t *testing.T) {
 				if tt.forgets {
 					time.AfterFunc(time.Second, func() { mu.Lock(); ended = ""; mu.Unlock() })
 				}
-				began := time.Now()
 				c.end(t.Context())
 				if took := time.Since(began); told != tt.told || took != tt.took {
 					t.Errorf("told %d times in %v, want %d in %v", told, took, tt.told, tt.took)
@@ -1314,11 +1317,14 @@ func TestEndWaitsUntilOthersKnow(t *testing.T) {
 }
 
 // Heartbeats read those that have ended once for a TCP connection, else only how
-// many they are, and tell Redis of none that it has.
+// many they are, and tell Redis of none that it has. An instance's own counts go first.
 func TestEndedAreReadOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sent := map[string]int{}
 		f := &fakeRedis{answer: func(cmd []string) string {
+			if cmd[0] != "EVALSHA" && sent["EVALSHA"]%connections != 0 {
+				t.Errorf("got %s after %d counts", cmd[0], sent["EVALSHA"])
+			}
 			sent[cmd[0]]++
 			return map[string]string{"HLEN": ":1\r\n", "HGETALL": "*2\r\n$3\r\na/X\r\n$1\r\n5\r\n", "EVALSHA": ":5\r\n"}[cmd[0]]
 		}}

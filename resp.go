@@ -21,8 +21,8 @@ import (
 
 const (
 	maxLine     = 4 << 10                // longest reply line or string accepted, in bytes; Redis' own stay below 1 KiB
-	dialTimeout = time.Second            // to connect: a host that has gone is silent, and its name may lead to another by now
-	minPause    = 10 * time.Millisecond  // the first between two attempts of a command; doubles from there
+	dialTimeout = time.Second            // to connect: a host that has gone is silent
+	minPause    = 10 * time.Millisecond  // after the first attempt of a command; doubles with each
 	maxPause    = 100 * time.Millisecond // the longest
 )
 
@@ -197,7 +197,7 @@ return reached`
 // it does nothing.
 const endScript = `local total, ledger, ended = KEYS[1], KEYS[2], KEYS[3]
 local id, count, connections = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-redis.call('INCRBY', total, 0) -- refused: nothing is noted
+redis.call('INCRBY', total, 0) -- where this is refused, nothing is noted
 if redis.call('HSETNX', ended, id, string.format('%d', count)) == 0 then
 	return 0
 end
@@ -253,6 +253,7 @@ func (c *conn) incrBy(n int64, once bool) (int64, error) {
 	half := c.server.timeout / 2
 	deadline := time.Now().Add(c.server.timeout)
 	var cause error
+	late := false
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
 		kept := c.nc != nil
 		limit := time.Now().Add(min(half, time.Until(deadline))) // if nc has died in silence, time is left for a fresh one
@@ -263,8 +264,8 @@ func (c *conn) incrBy(n int64, once bool) (int64, error) {
 		if cause == nil || isCode(cause, "MOVED") || !isTimeout(err) {
 			cause = err // the last attempt may just have lacked time
 		}
-		if time.Since(limit) > maxPause { // so late: the process was suspended
-			deadline = time.Now().Add(half)
+		if !late && time.Since(limit) > maxPause { // the process was suspended: it gets another attempt, once
+			late, deadline = true, time.Now().Add(half)
 		}
 		if kept {
 			continue
@@ -278,11 +279,8 @@ func (c *conn) incrBy(n int64, once bool) (int64, error) {
 
 // raise raises the ledger's entry to count, in one attempt.
 func (c *conn) raise(deadline time.Time) (int64, error) {
-	args := []string{"EVALSHA", scriptSHA, "3", c.total, c.ledger, c.ended, c.entry,
-		strconv.FormatInt(c.count, 10),
-		strconv.FormatInt(c.count-c.noted, 10),
-		strconv.FormatInt(c.noted, 10) + " " + strconv.FormatInt(c.reached, 10)}
-	reached, err := do[int64](c, deadline, args...)
+	reached, err := do[int64](c, deadline, "EVALSHA", scriptSHA, "3", c.total, c.ledger, c.ended, c.entry,
+		fmt.Sprint(c.count), fmt.Sprint(c.count-c.noted), fmt.Sprintf("%d %d", c.noted, c.reached))
 	if err == nil {
 		c.noted, c.reached = c.count, reached
 	}
@@ -325,7 +323,7 @@ func do[T any](c *conn, deadline time.Time, args ...string) (reply T, err error)
 	}
 	if err == nil {
 		c.nc.SetDeadline(deadline)
-		if reply, err = exchange[T](c, args...); isCode(err, "NOSCRIPT") {
+		if reply, err = exchange[T](c, args...); args[0] == "EVALSHA" && isCode(err, "NOSCRIPT") {
 			args[0], args[1] = "EVAL", script
 			reply, err = exchange[T](c, args...)
 		}
@@ -348,7 +346,8 @@ func exchange[T any](c *conn, args ...string) (reply T, err error) {
 }
 
 // fail closes the TCP connection and returns err with the address that was
-// tried. The next attempt goes where MOVED points, or back to the server's address.
+// tried, and a hint where TLS may be why nothing was answered. The next attempt goes
+// where MOVED points, or back to the server's address.
 func (c *conn) fail(err error) error {
 	if c.nc != nil && !c.answered && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || isTimeout(err)) {
 		hint := "the port may want TLS, rediss://"

@@ -470,28 +470,43 @@ func (c suspendedConn) Write(b []byte) (int, error) {
 	return 0, os.ErrDeadlineExceeded
 }
 
-// A process that was suspended for longer than the timeout still gets a fresh attempt.
+// A process that was suspended for longer than the timeout still gets another
+// attempt, but not one after the other.
 func TestSuspended(t *testing.T) {
-	for _, kept := range []bool{true, false} {
-		synctest.Test(t, func(t *testing.T) {
-			f := &fakeRedis{answer: once()}
-			s := f.server(t, "redis://fake")
-			dial := s.dial
-			s.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
-				nc, err := dial(ctx, network, addr)
-				if len(f.dials()) == 1 {
-					nc = suspendedConn{nc, 1300 * time.Millisecond}
+	for _, tt := range []struct {
+		name      string
+		kept      bool
+		suspended int // attempts, the first ones
+		want      int64
+		took      time.Duration
+	}{
+		{name: "on a fresh connection", suspended: 1, want: 7, took: 1310 * time.Millisecond},
+		{name: "on a kept connection", kept: true, suspended: 1, want: 7, took: 1300 * time.Millisecond},
+		{name: "again and again", suspended: 100, took: 2610 * time.Millisecond},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &fakeRedis{answer: once()}
+				s := f.server(t, "redis://fake")
+				dial := s.dial
+				s.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+					nc, err := dial(ctx, network, addr)
+					if len(f.dials()) <= tt.suspended {
+						nc = suspendedConn{nc, 1300 * time.Millisecond}
+					}
+					return nc, err
 				}
-				return nc, err
-			}
-			c := newConn(s, "k", "host:1/X/1")
-			defer c.close()
-			if kept {
-				c.dial(time.Now())
-			}
-			if n, err := c.incrBy(1, false); n != 7 || err != nil {
-				t.Errorf("kept %t: got %d, %v; want 7", kept, n, err)
-			}
+				c := newConn(s, "k", "host:1/X/1")
+				defer c.close()
+				if tt.kept {
+					c.dial(time.Now())
+				}
+				began := time.Now()
+				n, err := c.incrBy(1, false)
+				if took := time.Since(began); n != tt.want || (err != nil) != (tt.want == 0) || took != tt.took {
+					t.Errorf("got %d, %v after %v; want %d after %v", n, err, took, tt.want, tt.took)
+				}
+			})
 		})
 	}
 }
