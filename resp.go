@@ -244,10 +244,10 @@ func newConn(s *redisServer, key, entry string) *conn {
 		total: key, ledger: "{" + key + "}:instances", ended: "{" + key + "}:ended"}
 }
 
-// incrBy adds n to the total exactly once and returns the total that this
-// reached. It tries until the server's timeout is over or, if it is to try once,
-// until a fresh TCP connection fails other than by MOVED. After an error nobody
-// knows whether Redis has added n; the next call makes sure.
+// incrBy adds n to the total exactly once and returns the total that this reached.
+// It tries until the server's timeout is over or, with once, until a fresh TCP
+// connection fails other than by MOVED. After an error nobody knows whether Redis
+// has added n; the next call makes sure.
 func (c *conn) incrBy(n int64, once bool) (int64, error) {
 	c.count += n
 	half := c.server.timeout / 2
@@ -345,9 +345,8 @@ func exchange[T any](c *conn, args ...string) (reply T, err error) {
 	return reply, err
 }
 
-// fail closes the TCP connection and returns err with the address that was
-// tried, and a hint where TLS may be why nothing was answered. The next attempt goes
-// where MOVED points, or back to the server's address.
+// fail closes the TCP connection and returns err with the address that was tried,
+// and with a hint where TLS may be the cause. The next attempt goes where MOVED points.
 func (c *conn) fail(err error) error {
 	if c.nc != nil && !c.answered && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || isTimeout(err)) {
 		hint := "the port may want TLS, rediss://"
