@@ -73,8 +73,15 @@ func main() {
 	if err != nil {
 		exit(2, err)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		cancel()
+		<-signals
+		exit(1, errors.New("ended at once by a second signal"))
+	}()
 	if err := command(ctx, cfg); err != nil {
 		exit(1, err)
 	}
@@ -159,7 +166,6 @@ func run(ctx context.Context, cfg config) error {
 	case <-ctx.Done():
 	}
 
-	signal.Reset(os.Interrupt, syscall.SIGTERM) // a second signal ends the process, as is the default
 	h.stopping.Store(true)
 	slog.Info("stopping", "delay", cfg.shutdownDelay)
 	time.Sleep(cfg.shutdownDelay)
@@ -177,9 +183,9 @@ func run(ctx context.Context, cfg config) error {
 // newServer returns a server with limits, so that a slow client or a large request holds nobody up.
 func newServer(h http.Handler, redisTimeout time.Duration) *http.Server {
 	return &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
+		Handler: h,
+		// Half of drainTimeout: a slow client leaves time for telling Redis at the end.
+		ReadTimeout: 5 * time.Second,
 		// A request may wait for a connection to Redis, and then for the reply.
 		WriteTimeout: max(10*time.Second, 2*redisTimeout+time.Second),
 		// A load balancer keeps an idle connection for up to 600 s. It must be the one that
@@ -296,7 +302,7 @@ type counter struct {
 	total   int64      // of the cluster, as last seen
 	isReady bool       // Redis has answered once
 	down    error      // why Redis is down; nil while it answers
-	outages int        // how often it has gone down
+	outages int        // how often it has gone down, or left a connection dead in silence
 }
 
 // A batch is the requests that share one command to Redis.
@@ -390,6 +396,10 @@ func (c *counter) add(conn *conn, n int64) (int64, error) {
 	total, err := conn.incrBy(n, once)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if conn.wasSilent { // so may be all the others
+		c.outages++
+		conn.outages = c.outages
+	}
 	switch {
 	case err != nil && c.down == nil:
 		slog.Warn("Redis is down", "redis", c.redis.addr, "cause", err)
@@ -462,9 +472,10 @@ func (c *counter) end(ctx context.Context) {
 	told := int64(0)
 	for range cap(c.pool) { // all of them, for good: nothing else is sent any more
 		conn = <-c.pool
-		defer conn.close()
+		conn.close() // it may have died in silence
 		told += conn.noted
 	}
+	defer conn.close()
 	n := c.status().n
 	c.ended[c.id] = strconv.FormatInt(n, 10)
 	for pause := downInterval; ; {

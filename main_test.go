@@ -393,7 +393,7 @@ func TestPaths(t *testing.T) {
 func TestRedisLostLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeRedis{answer: func(cmd []string) string {
-			return map[string]string{"HLEN": ":0\r\n", "HGETALL": "*0\r\n", "EVALSHA": ":3\r\n"}[cmd[0]]
+			return map[string]string{"HLEN": ":0\r\n", "HEXISTS": ":0\r\n", "HGETALL": "*0\r\n", "EVALSHA": ":3\r\n"}[cmd[0]]
 		}}
 		h := &handler{counter: newCounter("host:1", "k", f.server(t, "redis://fake")), instance: "host:1"}
 		for _, step := range []struct {
@@ -605,15 +605,17 @@ func TestTerminateUnderLoad(t *testing.T) {
 
 func TestSecondSignalEndsAtOnce(t *testing.T) {
 	t.Parallel()
-	p := startProcess(t, "SHUTDOWN_DELAY=1h")
-	p.Process.Signal(syscall.SIGTERM)
-	for ready := true; ready; {
-		resp, _ := get(t, "GET", p.url+"/readyz")
-		ready = resp.StatusCode == http.StatusOK
-	}
-	p.Process.Signal(syscall.SIGTERM)
-	if status, log := p.wait(); status == 0 {
-		t.Errorf("got status 0\n%s", log)
+	for _, atOnce := range []bool{true, false} {
+		p := startProcess(t, "SHUTDOWN_DELAY=1h")
+		p.Process.Signal(syscall.SIGTERM)
+		for ready := !atOnce; ready; {
+			resp, _ := get(t, "GET", p.url+"/readyz")
+			ready = resp.StatusCode == http.StatusOK
+		}
+		p.Process.Signal(os.Interrupt)
+		if status, log := p.wait(); status != 1 || !strings.HasSuffix(log, "requestcount: ended at once by a second signal\n") {
+			t.Errorf("at once %t: got status %d\n%s", atOnce, status, log)
+		}
 	}
 }
 
@@ -717,8 +719,9 @@ func TestServer(t *testing.T) {
 	if err := run(ctx, config{addr: "127.0.0.1:0", key: "k"}); err != nil || runtime.GOMAXPROCS(0) != before {
 		t.Errorf("got %v, %d processors; want %d", err, runtime.GOMAXPROCS(0), before)
 	}
-	if s := newServer(nil, 20*time.Second); s.IdleTimeout <= 600*time.Second || s.WriteTimeout <= 40*time.Second {
-		t.Errorf("got an idle time-out of %v, one for answers of %v", s.IdleTimeout, s.WriteTimeout)
+	s := newServer(nil, 20*time.Second)
+	if s.IdleTimeout <= 600*time.Second || s.WriteTimeout <= 40*time.Second || s.ReadTimeout+2*learnInterval >= drainTimeout {
+		t.Errorf("got an idle time-out of %v, one for answers of %v, one for requests of %v", s.IdleTimeout, s.WriteTimeout, s.ReadTimeout)
 	}
 }
 
@@ -1071,38 +1074,59 @@ func TestDown(t *testing.T) {
 }
 
 // Connections that have died in silence do not keep an instance from reporting
-// back once Redis is there again.
+// back, each for half of the timeout.
 func TestAllDeadInSilence(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var sent atomic.Int64
-		f := &fakeRedis{answer: func(cmd []string) string {
-			if cmd[0] != "HGETALL" {
-				sent.Add(1)
-			}
-			return zero(cmd)
-		}}
-		c := newCounter("host:1", "k", f.server(t, "redis://fake"))
-		end := start(t, c)
-		time.Sleep(100 * time.Millisecond)
-		f.muted.Store(connections)
-		f.gone.Store(true)
-		if _, _, err := c.next(); err == nil {
-			t.Error("got no error, want one")
-		}
-		time.Sleep(300 * time.Millisecond) // in which two or three are dialed again
-		f.gone.Store(false)
-		sent.Store(0)
-		time.Sleep(2 * time.Second)
-		if n := sent.Load(); n < connections || !c.status().up {
-			t.Errorf("got %d commands in 2 s, up %t; want one of each of %d connections", n, c.status().up, connections)
-		}
-		dials := len(f.dials())
-		time.Sleep(5 * time.Second)
-		if n := len(f.dials()); n != dials {
-			t.Errorf("got %d more dials in the 5 s after that, want none", n-dials)
-		}
-		end(0)
-	})
+	for _, tt := range []struct {
+		name    string
+		timeout time.Duration
+		gone    time.Duration // for so long no fresh connection is there, and a request fails
+		within  time.Duration // of Redis' return
+	}{
+		{name: "while Redis is away", timeout: time.Second, gone: 1300 * time.Millisecond, within: time.Second},
+		{name: "an idle instance", timeout: time.Second, within: 2 * time.Second},
+		{name: "an idle instance, with the timeout of the chart", timeout: 5 * time.Second, within: 5 * time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var sent atomic.Int64
+				f := &fakeRedis{answer: func(cmd []string) string {
+					if cmd[0] == "EVALSHA" {
+						sent.Add(1)
+					}
+					return zero(cmd)
+				}}
+				s := f.server(t, "redis://fake")
+				s.timeout = tt.timeout
+				c := newCounter("host:1", "k", s)
+				end := start(t, c)
+				time.Sleep(100 * time.Millisecond)
+				f.muted.Store(connections)
+				if tt.gone > 0 {
+					f.gone.Store(true)
+					began := time.Now()
+					if _, _, err := c.next(); err == nil {
+						t.Error("got no error, want one")
+					}
+					time.Sleep(tt.gone - time.Since(began)) // in which two or three are dialed again
+					f.gone.Store(false)
+				}
+				sent.Store(0)
+				time.Sleep(tt.within)
+				if n := sent.Load(); n < connections || !c.status().up {
+					t.Errorf("got %d counts in %v, up %t; want one of each of %d connections", n, tt.within, c.status().up, connections)
+				}
+				dials := len(f.dials())
+				if tt.gone == 0 && dials != 2*connections {
+					t.Errorf("got %d dials, want two for each of %d connections", dials, connections)
+				}
+				time.Sleep(5 * time.Second)
+				if n := len(f.dials()); n != dials {
+					t.Errorf("got %d more dials in the 5 s after that, want none", n-dials)
+				}
+				end(0)
+			})
+		})
+	}
 }
 
 // After an outage MOVED leads each connection on at once, also where the node
@@ -1228,6 +1252,31 @@ func TestEndedAreComparedAfterRestart(t *testing.T) {
 	}
 }
 
+// Where Redis has forgotten those that had ended, and as many have ended since,
+// all are compared too.
+func TestEndedAreComparedWhereAsMany(t *testing.T) {
+	t.Parallel()
+	url := startRedis(t)
+	key := newKey(t, url)
+	c := newCounter("host:1", key, mustParse(t, url, 5*time.Second))
+	defer closeAll(c)
+	for i := range 3 {
+		other := newCounter(fmt.Sprint("other:", i), key, mustParse(t, url, 5*time.Second))
+		other.next()
+		if i > 0 {
+			forget(t, url, key)
+		}
+		endWithin(other, 0)
+		for range connections { // the next heartbeat ends with another connection
+			c.heartbeat()
+			c.next()
+		}
+		if n, want := redisTotal(t, url, key), c.status().n+int64(i)+1; n != want || len(c.ended) != i+1 {
+			t.Errorf("after %d had ended: got the total %d and %v, want %d", i+1, n, c.ended, want)
+		}
+	}
+}
+
 // An instance is noted as ended also where another one ended a moment before, so
 // that their number is the one that it expects.
 func TestEndBesideAnother(t *testing.T) {
@@ -1267,6 +1316,7 @@ func TestEndWaitsUntilOthersKnow(t *testing.T) {
 		name    string
 		n       int64
 		loses   bool // the first reply
+		silent  bool // the connections from before
 		forgets bool // after a second
 		closes  bool // connections, after 1.5 s
 		told    int
@@ -1275,6 +1325,7 @@ func TestEndWaitsUntilOthersKnow(t *testing.T) {
 		{name: "Redis remembers", n: 1, told: 1, took: 1500 * time.Millisecond},
 		{name: "Redis forgets", n: 1, forgets: true, told: 2, took: 3 * time.Second},
 		{name: "Redis is away for a moment", n: 1, closes: true, told: 1, took: 3100 * time.Millisecond},
+		{name: "connections dead in silence", n: 1, silent: true, told: 1, took: 1500 * time.Millisecond},
 		{name: "the reply is lost", n: 1, loses: true, told: 1, took: 1600 * time.Millisecond},
 		{name: "nothing was counted", told: 1},
 		{name: "nothing was counted, and the reply is lost", loses: true, told: 1, took: 100 * time.Millisecond},
@@ -1291,7 +1342,7 @@ func TestEndWaitsUntilOthersKnow(t *testing.T) {
 					case tt.closes && time.Since(began) == learnInterval:
 						return "close"
 					case cmd[0] == "EVAL":
-						told, ended = told+1, fmt.Sprintf("$%d\r\n%s\r\n$1\r\n%s\r\n", len(cmd[6]), cmd[6], cmd[7])
+						told, ended = told+1, fmt.Sprintf("$%d\r\n%s\r\n$1\r\n%s\r\n", len(cmd[7]), cmd[7], cmd[8])
 						if tt.loses {
 							return "close"
 						}
@@ -1304,6 +1355,10 @@ func TestEndWaitsUntilOthersKnow(t *testing.T) {
 				c := newCounter("host:1", "k", f.server(t, "redis://fake"))
 				c.n, c.owed = tt.n, tt.n
 				c.ended["other:1/X"] = "5"
+				if tt.silent {
+					c.heartbeat()
+					f.muted.Store(connections)
+				}
 				if tt.forgets {
 					time.AfterFunc(time.Second, func() { mu.Lock(); ended = ""; mu.Unlock() })
 				}
@@ -1319,26 +1374,58 @@ func TestEndWaitsUntilOthersKnow(t *testing.T) {
 // Heartbeats read those that have ended once for a TCP connection, else only how
 // many they are, and tell Redis of none that it has. An instance's own counts go first.
 func TestEndedAreReadOnce(t *testing.T) {
+	for name, replies := range map[string]map[string]string{
+		"none has ended": {"HLEN": ":0\r\n", "HEXISTS": ":0\r\n", "HGETALL": "*0\r\n", "EVALSHA": ":5\r\n"},
+		"one has ended":  {"HLEN": ":1\r\n", "HEXISTS": ":1\r\n", "HGETALL": "*2\r\n$3\r\na/X\r\n$1\r\n5\r\n", "EVALSHA": ":5\r\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sent := map[string]int{}
+				f := &fakeRedis{answer: func(cmd []string) string {
+					if cmd[0] != "EVALSHA" && sent["EVALSHA"]%connections != 0 {
+						t.Errorf("got %s after %d counts", cmd[0], sent["EVALSHA"])
+					}
+					sent[cmd[0]]++
+					return replies[cmd[0]]
+				}}
+				c := newCounter("host:1", "k", f.server(t, "redis://fake"))
+				for i := range 4 {
+					if err := c.heartbeat(); err != nil {
+						t.Error(err)
+					}
+					if i >= 2 {
+						closeAll(c)
+					}
+				}
+				if want := map[string]int{"EVALSHA": 4 * connections, "HLEN": 2, "HEXISTS": 2, "HGETALL": 2}; !reflect.DeepEqual(sent, want) {
+					t.Errorf("got %v, want %v", sent, want)
+				}
+			})
+		})
+	}
+}
+
+// A connection that Redis closes is dialed again, the others are kept.
+func TestOneClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		sent := map[string]int{}
+		closing := false
 		f := &fakeRedis{answer: func(cmd []string) string {
-			if cmd[0] != "EVALSHA" && sent["EVALSHA"]%connections != 0 {
-				t.Errorf("got %s after %d counts", cmd[0], sent["EVALSHA"])
+			if closing {
+				closing = false
+				return "close"
 			}
-			sent[cmd[0]]++
-			return map[string]string{"HLEN": ":1\r\n", "HGETALL": "*2\r\n$3\r\na/X\r\n$1\r\n5\r\n", "EVALSHA": ":5\r\n"}[cmd[0]]
+			return zero(cmd)
 		}}
 		c := newCounter("host:1", "k", f.server(t, "redis://fake"))
-		for i := range 4 {
+		for range 3 {
 			if err := c.heartbeat(); err != nil {
 				t.Error(err)
 			}
-			if i >= 2 {
-				closeAll(c)
-			}
+			closing = true
 		}
-		if want := map[string]int{"EVALSHA": 4 * connections, "HLEN": 2, "HGETALL": 2}; !reflect.DeepEqual(sent, want) {
-			t.Errorf("got %v, want %v", sent, want)
+		closeAll(c)
+		if n := len(f.dials()); n != connections+2 {
+			t.Errorf("got %d dials, want %d, and one for each that was closed", n, connections)
 		}
 	})
 }

@@ -192,27 +192,27 @@ if type(noted) == 'table' then -- refused: all or nothing
 end
 return reached`
 
-// endScript notes all that an instance has counted as the instance ends, adds
-// what its entries in the ledger lack of that, and removes those. A second time
-// it does nothing.
+// endScript takes the number of connections of an instance, then instances that
+// have ended, each with all that it has counted. It notes that, adds what their
+// entries in the ledger lack of it, and removes those. A second time it does
+// nothing. It answers how many were new.
 const endScript = `local total, ledger, ended = KEYS[1], KEYS[2], KEYS[3]
-local id, count, connections = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local new = 0
 redis.call('INCRBY', total, 0) -- where this is refused, nothing is noted
-if redis.call('HSETNX', ended, id, string.format('%d', count)) == 0 then
-	return 0
-end
-local added = count
-for i = 1, connections do
-	local entry = redis.call('HGET', ledger, id .. '/' .. i)
-	if entry then
-		added = added - string.match(entry, '%d+')
+for a = 2, #ARGV, 2 do
+	local id, count = ARGV[a], tonumber(ARGV[a + 1])
+	if redis.call('HSETNX', ended, id, string.format('%d', count)) == 1 then
+		local entries, added = {}, count
+		for i = 1, tonumber(ARGV[1]) do
+			entries[i] = id .. '/' .. i
+			added = added - string.match(redis.call('HGET', ledger, entries[i]) or '0', '%d+')
+		end
+		redis.call('INCRBY', total, string.format('%d', added))
+		redis.call('HDEL', ledger, unpack(entries))
+		new = new + 1
 	end
 end
-redis.call('INCRBY', total, string.format('%d', added))
-for i = 1, connections do
-	redis.call('HDEL', ledger, id .. '/' .. i)
-end
-return 1`
+return new`
 
 // scriptSHA names the script to EVALSHA, https://redis.io/docs/latest/commands/evalsha/.
 var scriptSHA = fmt.Sprintf("%x", sha1.Sum([]byte(script)))
@@ -233,7 +233,9 @@ type conn struct {
 	buf      []byte
 	answered bool // Redis has answered a command on nc
 	shared   bool // shareEnded has read all over nc
-	outages  int  // counter.outages when this was last used
+
+	wasSilent bool // the last incrBy found nc dead in silence
+	outages   int  // counter.outages when this was last used
 }
 
 // newConn returns a connection for an entry in the ledger of key. The braces
@@ -250,6 +252,7 @@ func newConn(s *redisServer, key, entry string) *conn {
 // has added n; the next call makes sure.
 func (c *conn) incrBy(n int64, once bool) (int64, error) {
 	c.count += n
+	c.wasSilent = false
 	half := c.server.timeout / 2
 	deadline := time.Now().Add(c.server.timeout)
 	var cause error
@@ -268,6 +271,7 @@ func (c *conn) incrBy(n int64, once bool) (int64, error) {
 			late, deadline = true, time.Now().Add(half)
 		}
 		if kept {
+			c.wasSilent = isTimeout(err)
 			continue
 		}
 		if once && !isCode(err, "MOVED") || time.Until(deadline) <= pause {
@@ -289,11 +293,21 @@ func (c *conn) raise(deadline time.Time) (int64, error) {
 
 // shareEnded adds to known the instances that Redis has as ended, tells Redis of those
 // that it lacks, and returns how many it told. Unless it is to compare all, it does so
-// only where their number differs, or where Redis may have restarted since.
+// only where Redis may have restarted, has another number of them, or lacks one of
+// known taken at random, as after a FLUSHALL.
 func (c *conn) shareEnded(known map[string]string, all bool) (told int, err error) {
 	deadline := time.Now().Add(c.server.timeout)
 	if c.shared && !all {
-		if n, err := do[int64](c, deadline, "HLEN", c.ended); err != nil || int(n) == len(known) {
+		var id string
+		for id = range known {
+			break
+		}
+		number, err := do[int64](c, deadline, "HLEN", c.ended)
+		if err != nil {
+			return 0, err
+		}
+		has, err := do[int64](c, deadline, "HEXISTS", c.ended, id)
+		if err != nil || int(number) == len(known) && (has == 1 || number == 0) {
 			return 0, err
 		}
 	}
@@ -306,13 +320,15 @@ func (c *conn) shareEnded(known map[string]string, all bool) (told int, err erro
 		known[fields[i]] = fields[i+1]
 		delete(forgotten, fields[i])
 	}
-	for id, count := range forgotten {
-		if _, err := do[int64](c, deadline, "EVAL", endScript, "3", c.total, c.ledger, c.ended, id, count, strconv.Itoa(connections)); err != nil {
-			return 0, err
+	if len(forgotten) > 0 {
+		args := []string{"EVAL", endScript, "3", c.total, c.ledger, c.ended, strconv.Itoa(connections)}
+		for id, count := range forgotten {
+			args = append(args, id, count)
 		}
+		_, err = do[int64](c, deadline, args...)
 	}
-	c.shared = true
-	return len(forgotten), nil
+	c.shared = err == nil
+	return len(forgotten), err
 }
 
 // do sends a command and reads its reply, in one attempt; it dials where there

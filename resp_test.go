@@ -154,13 +154,13 @@ func TestScript(t *testing.T) {
 	keys := []string{"3", key, "{" + key + "}:instances", "{" + key + "}:ended"}
 	redis := newConn(mustParse(t, url, 5*time.Second), key, "")
 	t.Cleanup(redis.close)
-	endRefused := append([]string{"EVAL", strings.ReplaceAll(endScript, "'INCRBY'", "'REFUSED'")}, append(keys, "host:1/X", "7", "8")...)
+	endRefused := append([]string{"EVAL", strings.ReplaceAll(endScript, "'INCRBY'", "'REFUSED'")}, append(keys, "8", "host:1/X", "7")...)
 	run := func(cmd ...string) (int64, error) { return do[int64](redis, time.Now().Add(5*time.Second), cmd...) }
 	raise := func(count, added, expected string) []string {
 		return append([]string{"EVAL", script}, append(keys, "host:1/X/1", count, added, expected)...)
 	}
 	end := func(count string) []string {
-		return append([]string{"EVAL", endScript}, append(keys, "host:1/X", count, "8")...)
+		return append([]string{"EVAL", endScript}, append(keys, "8", "host:1/X", count)...)
 	}
 	refusing := raise("15", "3", "12 37")
 	refusing[1] = strings.ReplaceAll(script, "'HSET'", "'REFUSED'")
@@ -193,6 +193,7 @@ func TestScript(t *testing.T) {
 		{"it counts, as another connection does", raise("4", "4", "0 12"), 16, 16, ""},
 		{"the instance ends, and its INCRBY is refused", endRefused, 0, 16, "nknown"},
 		{"the instance ends, three of its requests not told", end("7"), 1, 19, ""},
+		{"two others are told of at once, one of them for the second time", append(end("7"), "other:1/X", "0", "host:1/X", "7"), 1, 19, ""},
 		{"the ledger has no entry of it", []string{"HLEN", keys[2]}, 0, 19, ""},
 		{"it is told again", end("7"), 0, 19, ""},
 		{"a command of the ended instance, late", raise("7", "3", "4 16"), 0, 19, "ENDED"},
