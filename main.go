@@ -453,7 +453,7 @@ func (c *counter) heartbeat() error {
 
 // share exchanges with Redis which instances have ended, and logs once if it cannot.
 func (c *counter) share(conn *conn) {
-	_, err := conn.shareEnded(c.ended, false)
+	_, err := conn.shareEnded(c.ended)
 	if err != nil && c.shareErr == nil {
 		slog.Warn("the counts of ended instances are not shared", "cause", err)
 	}
@@ -472,14 +472,14 @@ func (c *counter) end(ctx context.Context) {
 	told := int64(0)
 	for range cap(c.pool) { // all of them, for good: nothing else is sent any more
 		conn = <-c.pool
-		conn.close() // it may have died in silence
+		defer conn.close()
 		told += conn.noted
 	}
-	defer conn.close()
 	n := c.status().n
 	c.ended[c.id] = strconv.FormatInt(n, 10)
 	for pause := downInterval; ; {
-		news, err := conn.shareEnded(c.ended, true)
+		conn.close() // a fresh TCP connection is not dead in silence, and all is compared
+		news, err := conn.shareEnded(c.ended)
 		switch {
 		case n == 0 && (err == nil || len(c.ended) == 1):
 			return // there is nothing that the others would have to learn

@@ -292,12 +292,12 @@ func (c *conn) raise(deadline time.Time) (int64, error) {
 }
 
 // shareEnded adds to known the instances that Redis has as ended, tells Redis of those
-// that it lacks, and returns how many it told. Unless it is to compare all, it does so
-// only where Redis may have restarted, has another number of them, or lacks one of
-// known taken at random, as after a FLUSHALL.
-func (c *conn) shareEnded(known map[string]string, all bool) (told int, err error) {
+// that it lacks, and returns how many it told. Over the same TCP connection as before
+// it does so only where Redis has another number of them, or lacks one of known taken
+// at random, as after a FLUSHALL.
+func (c *conn) shareEnded(known map[string]string) (told int, err error) {
 	deadline := time.Now().Add(c.server.timeout)
-	if c.shared && !all {
+	if c.shared {
 		var id string
 		for id = range known {
 			break
