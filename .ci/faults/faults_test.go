@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"slices"
@@ -290,6 +291,16 @@ var scenarios = []scenario{
 		time.Sleep(300 * time.Millisecond) // they have told Redis, and wait
 		f.redis.restart(100 * time.Millisecond)
 		f.stop(f.instances[:2]...)
+	}},
+	{name: "a slow client as an instance ends, then Redis restarted empty", timeout: "5s", stops: true, loses: true, fault: func(f *fleet) {
+		nc, err := net.Dial("tcp", f.instances[0].addr)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		defer nc.Close()
+		io.WriteString(nc, "GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n") // and not the nine bytes
+		f.stop(f.instances[0])
+		f.redis.restart(100 * time.Millisecond)
 	}},
 	{name: "SIGTERM while Redis is away for longer than the timeout", timeout: "300ms", fails: true, stops: true, fault: func(f *fleet) {
 		f.redis.cmd.Process.Signal(syscall.SIGSTOP)
