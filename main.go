@@ -472,13 +472,14 @@ func (c *counter) end(ctx context.Context) {
 	told := int64(0)
 	for range cap(c.pool) { // all of them, for good: nothing else is sent any more
 		conn = <-c.pool
-		defer conn.close()
+		conn.close() // it may have died in silence
 		told += conn.noted
 	}
+	defer conn.close()
 	n := c.status().n
 	c.ended[c.id] = strconv.FormatInt(n, 10)
 	for pause := downInterval; ; {
-		conn.close() // a fresh TCP connection is not dead in silence, and all is compared
+		conn.shared = false // compare all
 		news, err := conn.shareEnded(c.ended)
 		switch {
 		case n == 0 && (err == nil || len(c.ended) == 1):

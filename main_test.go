@@ -1130,14 +1130,20 @@ func TestAllDeadInSilence(t *testing.T) {
 }
 
 // After an outage MOVED leads each connection on at once, also where the node
-// that it led to before does not come back.
+// that it led to before does not come back, and so it does at the end.
 func TestMovedAfterOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var owner atomic.Pointer[string]
 		move := func(addr string) { owner.Store(&addr) }
 		move("old:1")
 		pointer := &fakeRedis{answer: func([]string) string { return "-MOVED 866 " + *owner.Load() + "\r\n" }}
-		node := &fakeRedis{answer: zero}
+		var told atomic.Bool
+		node := &fakeRedis{answer: func(cmd []string) string {
+			if cmd[0] == "EVAL" {
+				told.Store(true)
+			}
+			return zero(cmd)
+		}}
 		s := pointer.server(t, "redis://fake")
 		dialPointer, dialNode := s.dial, node.server(t, "redis://fake").dial
 		s.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -1166,7 +1172,10 @@ func TestMovedAfterOutage(t *testing.T) {
 		if s := c.status(); !s.up {
 			t.Error("Redis is taken to be down a second after it is back")
 		}
-		end(0)
+		end(time.Second)
+		if !told.Load() {
+			t.Error("the node was not told of the end")
+		}
 	})
 }
 
@@ -1318,12 +1327,14 @@ func TestEndWaitsUntilOthersKnow(t *testing.T) {
 		loses   bool // the first reply
 		silent  bool // the connections from before
 		forgets bool // after a second
+		another bool // has ended then
 		closes  bool // connections, after 1.5 s
 		told    int
 		took    time.Duration
 	}{
 		{name: "Redis remembers", n: 1, told: 1, took: 1500 * time.Millisecond},
 		{name: "Redis forgets", n: 1, forgets: true, told: 2, took: 3 * time.Second},
+		{name: "Redis forgets it, and another one has ended", n: 1, forgets: true, another: true, told: 2, took: 3 * time.Second},
 		{name: "Redis is away for a moment", n: 1, closes: true, told: 1, took: 3100 * time.Millisecond},
 		{name: "connections dead in silence", n: 1, silent: true, told: 1, took: 1500 * time.Millisecond},
 		{name: "the reply is lost", n: 1, loses: true, told: 1, took: 1600 * time.Millisecond},
@@ -1333,7 +1344,7 @@ func TestEndWaitsUntilOthersKnow(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var mu sync.Mutex
-				told, ended := 0, ""
+				told, other, ended := 0, "$9\r\nother:1/X\r\n$1\r\n5\r\n", ""
 				began := time.Now()
 				f := &fakeRedis{answer: func(cmd []string) string {
 					mu.Lock()
@@ -1346,8 +1357,9 @@ func TestEndWaitsUntilOthersKnow(t *testing.T) {
 						if tt.loses {
 							return "close"
 						}
+					case cmd[0] == "HLEN":
+						return fmt.Sprintf(":%d\r\n", strings.Count(other+ended, "\n")/4)
 					case cmd[0] == "HGETALL":
-						other := "$9\r\nother:1/X\r\n$1\r\n5\r\n"
 						return fmt.Sprintf("*%d\r\n", strings.Count(other+ended, "\n")/2) + other + ended
 					}
 					return ":1\r\n"
@@ -1360,7 +1372,14 @@ func TestEndWaitsUntilOthersKnow(t *testing.T) {
 					f.muted.Store(connections)
 				}
 				if tt.forgets {
-					time.AfterFunc(time.Second, func() { mu.Lock(); ended = ""; mu.Unlock() })
+					time.AfterFunc(time.Second, func() {
+						mu.Lock()
+						defer mu.Unlock()
+						ended = ""
+						if tt.another {
+							other += "$9\r\nafter:1/X\r\n$1\r\n5\r\n"
+						}
+					})
 				}
 				c.end(t.Context())
 				if took := time.Since(began); told != tt.told || took != tt.took {
