@@ -104,7 +104,7 @@ type config struct {
 func loadConfig() (cfg config, err error) {
 	cfg.addr = getenv("ADDR", ":8083")
 	if _, port, err := net.SplitHostPort(cfg.addr); err != nil || port == "" {
-		return cfg, fmt.Errorf("ADDR: no port in %q: want host:port or :port, such as :8083", cfg.addr)
+		return cfg, fmt.Errorf("ADDR: malformed %q: want host:port or :port, such as :8083, and an IPv6 address in brackets", cfg.addr)
 	} else if _, err := net.LookupPort("tcp", port); err != nil {
 		return cfg, fmt.Errorf("ADDR: unknown port %q: want 0 to 65535", port)
 	}
@@ -155,7 +155,7 @@ func run(ctx context.Context, cfg config) error {
 	slog.Info("start", "addr", listener.Addr(), "instance", instance, "redis", cfg.redis, "version", version, "go", runtime.Version())
 
 	counter := newCounter(instance, cfg.key, cfg.redis)
-	go counter.run(context.Background()) // once end has its connections it waits for good
+	go counter.run(context.Background()) // until end has taken all connections, for good
 	h := &handler{counter: counter, instance: instance}
 	server := newServer(h.routes(), cfg.redisTimeout)
 	failed := make(chan error, 1)
@@ -253,7 +253,7 @@ func (h *handler) metrics(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, `# HELP requestcount_instance_requests_total Requests handled by this instance.
 # TYPE requestcount_instance_requests_total counter
 requestcount_instance_requests_total %d
-# HELP requestcount_cluster_requests Requests handled by all instances, as last seen in Redis; all tell the same number, so take max(), not sum().
+# HELP requestcount_cluster_requests Requests handled by all instances, as this one last saw it; each tells the whole number, so take max(), not sum().
 # TYPE requestcount_cluster_requests gauge
 requestcount_cluster_requests %d
 # HELP requestcount_redis_up Whether Redis answered the last time: 1 if so, 0 if not or if none is set.
@@ -302,7 +302,7 @@ type counter struct {
 	total   int64      // of the cluster, as last seen
 	isReady bool       // Redis has answered once
 	down    error      // why Redis is down; nil while it answers
-	outages int        // how often it has gone down, or left a connection dead in silence
+	outages int        // grows where idle connections may be dead: Redis went down, or one was silent
 }
 
 // A batch is the requests that share one command to Redis.
@@ -386,7 +386,7 @@ func (c *counter) add(conn *conn, n int64) (int64, error) {
 	c.mu.Lock()
 	n, c.owed = n+c.owed, 0
 	once := c.down != nil
-	stale := conn.outages != c.outages // it may have died in silence
+	stale := conn.outages != c.outages // idle since an outage: it may be dead
 	conn.outages = c.outages
 	c.mu.Unlock()
 	if stale {
@@ -469,7 +469,7 @@ func (c *counter) end(ctx context.Context) {
 		return
 	}
 	var conn *conn
-	told := int64(0)
+	told := int64(0)        // what Redis has answered to have noted
 	for range cap(c.pool) { // all of them, for good: nothing else is sent any more
 		conn = <-c.pool
 		conn.close() // it may have died in silence

@@ -444,8 +444,8 @@ func setenv(t *testing.T, setting string) {
 // A wrong setting is told by its name and what would be right, without a secret.
 func TestWrongSettings(t *testing.T) {
 	for _, tt := range []struct{ setting, want string }{
-		{"ADDR=8083", `ADDR: no port in "8083": want host:port or :port, such as :8083`},
-		{"ADDR=:", `ADDR: no port in ":": want host:port or :port, such as :8083`},
+		{"ADDR=8083", `ADDR: malformed "8083": want host:port or :port, such as :8083`},
+		{"ADDR=:", `ADDR: malformed ":": want host:port or :port, such as :8083`},
 		{"ADDR=:65536", `ADDR: unknown port "65536": want 0 to 65535`},
 		{"ADDR=:http-or-so", `ADDR: unknown port "http-or-so": want 0 to 65535`},
 		{"REDIS_KEY=a{b", `REDIS_KEY: brace in "a{b": want a key without braces`},

@@ -195,9 +195,8 @@ return reached`
 // endScript takes the number of connections of an instance, then instances that
 // have ended, each with all that it has counted. It notes that, adds what their
 // entries in the ledger lack of it, and removes those. A second time it does
-// nothing. It answers how many were new.
+// nothing.
 const endScript = `local total, ledger, ended = KEYS[1], KEYS[2], KEYS[3]
-local new = 0
 redis.call('INCRBY', total, 0) -- where this is refused, nothing is noted
 for a = 2, #ARGV, 2 do
 	local id, count = ARGV[a], tonumber(ARGV[a + 1])
@@ -209,10 +208,9 @@ for a = 2, #ARGV, 2 do
 		end
 		redis.call('INCRBY', total, string.format('%d', added))
 		redis.call('HDEL', ledger, unpack(entries))
-		new = new + 1
 	end
 end
-return new`
+return 0`
 
 // scriptSHA names the script to EVALSHA, https://redis.io/docs/latest/commands/evalsha/.
 var scriptSHA = fmt.Sprintf("%x", sha1.Sum([]byte(script)))
@@ -231,11 +229,11 @@ type conn struct {
 	nc       net.Conn // nil while there is none
 	r        *bufio.Reader
 	buf      []byte
-	answered bool // Redis has answered a command on nc
-	shared   bool // shareEnded has read all over nc
+	shared   bool // shareEnded has compared all over nc, and may do less
+	answered bool // Redis has answered a command, so the scheme of its URL is right
 
 	wasSilent bool // the last incrBy found nc dead in silence
-	outages   int  // counter.outages when this was last used
+	outages   int  // counter.outages when this was last used: where that has grown, nc may be dead
 }
 
 // newConn returns a connection for an entry in the ledger of key. The braces
@@ -267,7 +265,7 @@ func (c *conn) incrBy(n int64, once bool) (int64, error) {
 		if cause == nil || isCode(cause, "MOVED") || !isTimeout(err) {
 			cause = err // the last attempt may just have lacked time
 		}
-		if !late && time.Since(limit) > maxPause { // the process was suspended: it gets another attempt, once
+		if !late && time.Since(limit) > maxPause { // the process was suspended: time for one more attempt
 			late, deadline = true, time.Now().Add(half)
 		}
 		if kept {
@@ -292,10 +290,10 @@ func (c *conn) raise(deadline time.Time) (int64, error) {
 }
 
 // shareEnded adds to known the instances that Redis has as ended, tells Redis of those
-// that it lacks, and returns how many it told. Over the same TCP connection as before
-// it does so only where Redis has another number of them, or lacks one of known taken
-// at random, as after a FLUSHALL.
-func (c *conn) shareEnded(known map[string]string) (told int, err error) {
+// in known that Redis lacked, and returns how many these were. Over the same TCP
+// connection as before it does so only where Redis has another number of them, or
+// lacks one of known taken at random, as after a FLUSHALL.
+func (c *conn) shareEnded(known map[string]string) (lacked int, err error) {
 	deadline := time.Now().Add(c.server.timeout)
 	if c.shared {
 		var id string
@@ -361,8 +359,9 @@ func exchange[T any](c *conn, args ...string) (reply T, err error) {
 	return reply, err
 }
 
-// fail closes the TCP connection and returns err with the address that was tried,
-// and with a hint where TLS may be the cause. The next attempt goes where MOVED points.
+// fail closes the TCP connection and returns err with the address that was tried and,
+// before any reply, with a hint where TLS may be the cause. The next attempt goes
+// where MOVED points.
 func (c *conn) fail(err error) error {
 	if c.nc != nil && !c.answered && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || isTimeout(err)) {
 		hint := "the port may want TLS, rediss://"
@@ -442,5 +441,5 @@ func (c *conn) close() {
 	if c.nc != nil {
 		c.nc.Close()
 	}
-	c.nc, c.answered, c.shared, c.addr = nil, false, false, c.server.addr
+	c.nc, c.shared, c.addr = nil, false, c.server.addr
 }
