@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -28,29 +29,33 @@ import (
 
 const usage = `Usage: requestcount               count requests and answer them
        requestcount healthcheck   ask the server at ADDR whether it is ready: status 0 or 1
+       requestcount -version      print the version
 
 Settings, by environment variable; empty means unset:
   ADDR            :8083         listen address
   REDIS_URL                     redis://[[user]:password@]host[:port][/db], rediss:// for TLS
-  REDIS_KEY       requestcount  key of the total; {key}:instances and {key}:ended go with it
-  REDIS_TIMEOUT   1s            how long a command to Redis may take, each attempt half of it
+  REDIS_KEY       requestcount  key of the total; the key of the ledger is {REDIS_KEY}:ledger
+  REDIS_TIMEOUT   1s            how long Redis may be away before requests are answered 503
   SHUTDOWN_DELAY  0s            how long to go on serving, not ready, after SIGTERM
 `
 
 // The two answers to a counted request: with the cluster's number, and without
 // it while Redis is down.
 const (
-	countedText   = "You are talking to instance %s.\nThis is request %d to this instance and request %d to the cluster.\n"
-	uncountedText = "You are talking to instance %s.\nThis is request %d to this instance; the cluster count is unavailable.\n"
+	countedText = "You are talking to instance %s.\n" +
+		"This is request %d to this instance and request %d to the cluster.\n"
+	uncountedText = "You are talking to instance %s.\n" +
+		"This is request %d to this instance; the cluster count is unavailable.\n"
 )
 
 const (
-	drainTimeout      = 10 * time.Second          // for the last answers, and for telling Redis of them
-	checkTimeout      = time.Second               // for each step of a healthcheck, below the 3 s of a probe
-	connections       = 8                         // to Redis; more bring nothing, even with a network between
-	heartbeatInterval = time.Second               // between heartbeats; the longest pause while Redis is down
-	downInterval      = 100 * time.Millisecond    // the first pause while Redis is down; doubles from there
-	learnInterval     = 3 * heartbeatInterval / 2 // enough for each instance to have a heartbeat
+	drainTimeout  = 10 * time.Second       // for the last answers, and for telling Redis of them
+	checkTimeout  = time.Second            // for each step of a healthcheck, below the 3 s of a probe
+	connections   = 8                      // to Redis, at most; more bring nothing
+	syncInterval  = time.Second            // between two syncs of an empty ledger
+	entryInterval = 500 * time.Microsecond // more for each entry, as Redis reads all of it out
+	maxInterval   = 3 * time.Second        // 1.5 of it fit into drainTimeout after a slow client
+	retryInterval = 500 * time.Millisecond // between two syncs while Redis is down
 )
 
 // version is stamped by the build, with -ldflags "-X main.version=…".
@@ -63,6 +68,9 @@ func main() {
 	case "":
 	case "healthcheck":
 		command = healthcheck
+	case "-version", "--version":
+		fmt.Println(version)
+		return
 	case "-h", "-help", "--help":
 		fmt.Print(usage)
 		return
@@ -73,15 +81,11 @@ func main() {
 	if err != nil {
 		exit(2, err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	go func() {
-		<-signals
-		cancel()
-		<-signals
-		exit(1, errors.New("ended at once by a second signal"))
-	}()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, func() {
+		time.Sleep(time.Second) // timeout(1) of GNU sends its signal twice
+		stop()                  // from now on a signal ends the process at once
+	})
 	if err := command(ctx, cfg); err != nil {
 		exit(1, err)
 	}
@@ -104,7 +108,8 @@ type config struct {
 func loadConfig() (cfg config, err error) {
 	cfg.addr = getenv("ADDR", ":8083")
 	if _, port, err := net.SplitHostPort(cfg.addr); err != nil || port == "" {
-		return cfg, fmt.Errorf("ADDR: malformed %q: want host:port or :port, such as :8083, and an IPv6 address in brackets", cfg.addr)
+		return cfg, fmt.Errorf("ADDR: malformed %q: want host:port or :port, such as :8083, "+
+			"and an IPv6 address in brackets", cfg.addr)
 	} else if _, err := net.LookupPort("tcp", port); err != nil {
 		return cfg, fmt.Errorf("ADDR: unknown port %q: want 0 to 65535", port)
 	}
@@ -136,12 +141,13 @@ func getenvDuration(name, fallback string, least time.Duration) (time.Duration, 
 	value := getenv(name, fallback)
 	d, err := time.ParseDuration(value)
 	if err != nil || d < least {
-		return 0, fmt.Errorf("%s: %q: want a number with a unit, such as 500ms or 5s, and at least %v", name, value, least)
+		return 0, fmt.Errorf("%s: %q: want a number with a unit, such as 500ms or 5s, "+
+			"and at least %v", name, value, least)
 	}
 	return d, nil
 }
 
-// run serves until ctx is done, drains, and notes in Redis that the instance has ended.
+// run serves until ctx is done, drains, and tells Redis all that it has counted.
 func run(ctx context.Context, cfg config) error {
 	listener, err := net.Listen("tcp", cfg.addr)
 	if err != nil {
@@ -152,10 +158,13 @@ func run(ctx context.Context, cfg config) error {
 		return err
 	}
 	instance := host + ":" + strconv.Itoa(listener.Addr().(*net.TCPAddr).Port)
-	slog.Info("start", "addr", listener.Addr(), "instance", instance, "redis", cfg.redis, "version", version, "go", runtime.Version())
+	slog.Info("start", "addr", listener.Addr(), "instance", instance, "redis", cfg.redis,
+		"version", version, "go", runtime.Version())
 
 	counter := newCounter(instance, cfg.key, cfg.redis)
-	go counter.run(context.Background()) // until end has taken all connections, for good
+	syncing, stopSyncing := context.WithCancel(context.Background())
+	defer stopSyncing()
+	go counter.run(syncing)
 	h := &handler{counter: counter, instance: instance}
 	server := newServer(h.routes(), cfg.redisTimeout)
 	failed := make(chan error, 1)
@@ -175,19 +184,21 @@ func run(ctx context.Context, cfg config) error {
 		slog.Warn("some requests took too long to be answered", "cause", err)
 		server.Close()
 	}
+	stopSyncing()
 	counter.end(drain)
 	slog.Info("stop", "handled", counter.status().n)
 	return nil
 }
 
-// newServer returns a server with limits, so that a slow client or a large request holds nobody up.
+// newServer returns a server with limits, so that a slow client or a large request
+// holds nobody up.
 func newServer(h http.Handler, redisTimeout time.Duration) *http.Server {
 	return &http.Server{
 		Handler: h,
 		// Half of drainTimeout: a slow client leaves time for telling Redis at the end.
 		ReadTimeout: 5 * time.Second,
-		// A request may wait for a connection to Redis, and then for the reply.
-		WriteTimeout: max(10*time.Second, 2*redisTimeout+time.Second),
+		// A request may wait for the command of another, and then for its own.
+		WriteTimeout: max(10*time.Second, 4*redisTimeout+time.Second),
 		// A load balancer keeps an idle connection for up to 600 s. It must be the one that
 		// closes: a request that crosses the server's close on the way gets a 502,
 		// https://cloud.google.com/load-balancing/docs/https#timeouts_and_retries.
@@ -206,7 +217,9 @@ type handler struct {
 func (h *handler) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", h.count)
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintln(w, "ok")
+	})
 	mux.HandleFunc("GET /readyz", h.readyz)
 	mux.HandleFunc("GET /metrics", h.metrics)
 	return mux
@@ -246,20 +259,25 @@ func (h *handler) readyz(w http.ResponseWriter, r *http.Request) {
 }
 
 // metrics answers in the text format of Prometheus,
-// https://prometheus.io/docs/instrumenting/exposition_formats/.
+// https://prometheus.io/docs/instrumenting/exposition_formats/. It leaves out what
+// the instance does not know.
 func (h *handler) metrics(w http.ResponseWriter, r *http.Request) {
-	s := h.counter.status()
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	fmt.Fprintf(w, `# HELP requestcount_instance_requests_total Requests handled by this instance.
-# TYPE requestcount_instance_requests_total counter
-requestcount_instance_requests_total %d
-# HELP requestcount_cluster_requests Requests handled by all instances, as this one last saw it; each tells the whole number, so take max(), not sum().
-# TYPE requestcount_cluster_requests gauge
-requestcount_cluster_requests %d
-# HELP requestcount_redis_up Whether Redis answered the last time: 1 if so, 0 if not or if none is set.
-# TYPE requestcount_redis_up gauge
-requestcount_redis_up %d
-`, s.n, s.total, map[bool]int{true: 1}[s.up])
+	metric := func(name, kind, help string, value int64) {
+		fmt.Fprintf(w, "# HELP %[1]s %[2]s\n# TYPE %[1]s %[3]s\n%[1]s %[4]d\n", name, help, kind, value)
+	}
+	s := h.counter.status()
+	metric("requestcount_instance_requests_total", "counter",
+		"Requests handled by this instance.", s.n)
+	if s.notReady == nil {
+		metric("requestcount_cluster_requests", "gauge", "Requests handled by all instances, "+
+			"as of the last sync; each instance tells the whole number, so take max(), not sum().", s.total)
+	}
+	if h.counter.redis != nil {
+		metric("requestcount_redis_up", "gauge",
+			"Whether requests are counted in Redis: 1 if so, 0 if not.",
+			map[bool]int64{true: 1}[s.down == nil && s.notReady == nil])
+	}
 }
 
 // healthcheck asks the server at ADDR, on this machine, whether it is ready.
@@ -271,7 +289,8 @@ func healthcheck(_ context.Context, cfg config) error {
 	}
 	defer nc.Close()
 	nc.SetDeadline(time.Now().Add(checkTimeout))
-	io.WriteString(nc, "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") // if this fails, so does the reading
+	// If this fails, so does the reading.
+	io.WriteString(nc, "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
 	resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
 	if err != nil {
 		return err
@@ -286,28 +305,33 @@ func healthcheck(_ context.Context, cfg config) error {
 
 // A counter numbers the requests of this instance and, through Redis, those of
 // the cluster: each exactly once.
+//
+// Redis holds a ledger: how many requests each connection of each instance has
+// counted. The total is the sum of these counts. A count says how far, not how much
+// more, so it can be told again, late or twice, and changes nothing then. Each
+// instance keeps a copy of the ledger and syncs it every second: of two counts of an
+// entry the higher one is right. So what Redis forgets, any instance puts back.
 type counter struct {
-	id    string       // this process in the ledger: host:port/RANDOM
-	redis *redisServer // nil for a cluster of one
-	pool  chan *conn   // idle connections; taking one out is the right to send
-	wake  *time.Timer  // fires when the next heartbeat is due
+	id      string        // of this process, in the ledger: host:port/RANDOM
+	redis   *redisServer  // nil for a cluster of one
+	pool    chan *conn    // connections used before; only who has taken one out may send over it
+	spare   chan *conn    // those not needed so far
+	syncing chan struct{} // holds a token while a sync is under way
 
-	ended    map[string]string // count of each ended instance, by id; used by heartbeats only, then by end only
-	shareErr error             // why the last heartbeat could not share those; nil if it did
-
-	mu      sync.Mutex // guards the rest
-	n       int64      // requests counted
-	owed    int64      // those of n that no connection has been asked to add yet
-	pending *batch     // takes the requests that arrive now
-	total   int64      // of the cluster, as last seen
-	isReady bool       // Redis has answered once
-	down    error      // why Redis is down; nil while it answers
-	outages int        // grows where idle connections may be dead: Redis went down, or one was silent
+	mu      sync.Mutex       // guards the rest
+	n       int64            // requests counted
+	pending *batch           // takes the requests that arrive now
+	ledger  map[string]entry // by id; that of a connection moves only at the end of its command
+	told    time.Time        // when Redis was last told of anything new, perhaps in vain
+	synced  bool             // there was a sync
+	total   int64            // of the cluster, at the last sync
+	down    error            // why Redis is down; nil while it answers
+	since   time.Time        // when it went down
 }
 
 // A batch is the requests that share one command to Redis.
 type batch struct {
-	size int64 // requests in it; grows until the batch is sealed
+	size int64 // grows, under counter.mu, until the batch is sealed: no longer pending
 
 	done  chan struct{} // closed once the fields below are set
 	n     int64         // number of its last request in the instance
@@ -323,29 +347,33 @@ func newCounter(instance, key string, redis *redisServer) *counter {
 	c := &counter{
 		id:      instance + "/" + rand.Text(), // a restarted process is another one
 		redis:   redis,
-		wake:    time.NewTimer(0),
-		ended:   map[string]string{},
+		pool:    make(chan *conn, connections),
+		spare:   make(chan *conn, connections),
+		syncing: make(chan struct{}, 1),
+		ledger:  map[string]entry{},
 		pending: newBatch(),
 	}
-	if redis != nil {
-		c.pool = make(chan *conn, connections)
-		for i := range connections {
-			c.pool <- newConn(redis, key, c.id+"/"+strconv.Itoa(i+1))
-		}
+	for i := range connections {
+		c.spare <- newConn(redis, key, c.id+"/"+strconv.Itoa(i+1))
 	}
 	return c
 }
 
 // next counts a request and returns its number in this instance and in the
 // cluster. With an error the cluster's number is unknown; the request is
-// counted all the same, by a later command.
+// counted all the same, and Redis told later.
 func (c *counter) next() (instance, cluster int64, err error) {
 	c.mu.Lock()
-	if c.redis == nil || c.down != nil {
+	if c.redis == nil {
 		defer c.mu.Unlock()
 		c.n++
-		c.owed++
-		return c.n, c.n, c.down
+		return c.n, c.n, nil
+	}
+	if c.down != nil {
+		defer c.mu.Unlock()
+		c.n++
+		c.ledger[c.id] = entry{count: c.ledger[c.id].count + 1}
+		return c.n, 0, c.down
 	}
 	b := c.pending
 	b.size++
@@ -360,163 +388,209 @@ func (c *counter) next() (instance, cluster int64, err error) {
 	return b.n - after, b.total - after, b.err
 }
 
-// send waits for a connection, seals b, the pending batch, and sends it.
+// send waits for a connection, seals b, the pending batch, and has Redis count it.
 func (c *counter) send(b *batch) {
-	conn := <-c.pool
+	conn := c.take()
+	defer func() { c.pool <- conn }()
 	runtime.Gosched() // handlers that are ready to run join the batch
 	c.mu.Lock()
 	c.pending = newBatch()
 	c.n += b.size
 	b.n, b.err = c.n, c.down
-	if b.err != nil {
-		c.owed += b.size
-	}
+	from := c.ledger[conn.id].count
+	known := len(c.ledger)
 	c.mu.Unlock()
 
-	if b.err == nil {
-		b.total, b.err = c.add(conn, b.size)
+	to := from + b.size
+	if b.err == nil { // else Redis went down while the batch waited
+		b.total, b.err = c.tell(conn, from, to, known)
 	}
+	c.mu.Lock()
+	c.ledger[conn.id] = entry{to, b.total}
+	c.mu.Unlock()
 	close(b.done)
-	c.pool <- conn
 }
 
-// add adds n and what is owed to the cluster's total, and returns and notes what
-// came of it. What is owed gets the numbers below those of the n.
-func (c *counter) add(conn *conn, n int64) (int64, error) {
-	c.mu.Lock()
-	n, c.owed = n+c.owed, 0
-	once := c.down != nil
-	stale := conn.outages != c.outages // idle since an outage: it may be dead
-	conn.outages = c.outages
-	c.mu.Unlock()
-	if stale {
-		conn.close()
+// take waits for a connection. Those used before come first: they are dialed and
+// have an entry in the ledger.
+func (c *counter) take() *conn {
+	select {
+	case conn := <-c.pool:
+		return conn
+	default:
 	}
+	select {
+	case conn := <-c.pool:
+		return conn
+	case conn := <-c.spare:
+		return conn
+	}
+}
 
-	total, err := conn.incrBy(n, once)
+// tell has Redis raise the connection's entry from a count to another, and returns the
+// total that this reached. If Redis lacks what is known here, a sync comes first.
+func (c *counter) tell(conn *conn, from, to int64, known int) (total int64, err error) {
+	for {
+		if total, err = conn.raise(from, to, known); !errors.Is(err, errBehind) {
+			break
+		}
+		if err = c.sync(conn); err != nil {
+			return 0, err
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if conn.wasSilent { // so may be all the others
-		c.outages++
-		conn.outages = c.outages
-	}
-	switch {
-	case err != nil && c.down == nil:
-		slog.Warn("Redis is down", "redis", c.redis.addr, "cause", err)
-		c.outages++
-		c.wake.Reset(0)
-	case err == nil && (c.down != nil || !c.isReady):
-		slog.Info("Redis is up", "redis", c.redis.addr)
-	}
-	c.down = err
-	if err == nil {
-		c.isReady, c.total = true, total
-	}
+	c.told = time.Now()
+	c.note(err)
 	return total, err
 }
 
-// run sends a heartbeat each second, and while Redis is down after pauses that
-// double up to a second, until ctx is done.
+// note takes down, with c.mu held, whether a command has failed, and logs a change.
+func (c *counter) note(err error) {
+	switch {
+	case err != nil && c.down == nil:
+		c.since = time.Now()
+		slog.Warn("cannot count in Redis", "redis", c.redis, "cause", err)
+	case err == nil && c.down != nil:
+		slog.Info("counting in Redis again", "redis", c.redis, "after", time.Since(c.since))
+	}
+	c.down = err
+}
+
+// run syncs at each interval, and twice a second while Redis is down, until ctx is done.
 func (c *counter) run(ctx context.Context) {
-	for retry := downInterval; ; {
+	for next := time.Now(); c.redis != nil; {
+		if c.status().down != nil || !time.Now().Before(next) {
+			conn := c.take()
+			c.sync(conn)
+			c.pool <- conn
+			next = time.Now().Add(c.interval())
+		}
 		select {
-		case <-c.wake.C:
+		case <-time.After(min(retryInterval, time.Until(next))):
 		case <-ctx.Done():
 			return
 		}
-		c.wake.Reset(heartbeatInterval)
-		if c.heartbeat() == nil {
-			retry = downInterval
-		} else {
-			c.wake.Reset(retry)
-			retry = min(2*retry, heartbeatInterval)
-		}
 	}
 }
 
-// heartbeat sends each connection's count again, which restores what Redis has
-// forgotten. It stops at the first failure; while Redis is down that is a single attempt.
-func (c *counter) heartbeat() error {
-	for i := range cap(c.pool) {
-		conn := <-c.pool
-		_, err := c.add(conn, 0)
-		if err == nil && i == cap(c.pool)-1 { // after all counts: it may take a while
-			c.share(conn)
+// interval returns the time between two syncs, longer for a long ledger.
+func (c *counter) interval() time.Duration {
+	return min(syncInterval+time.Duration(c.status().entries)*entryInterval, maxInterval)
+}
+
+// sync brings the ledger here and that in Redis to the higher count of each entry. Where
+// one is under way it waits for that instead.
+func (c *counter) sync(conn *conn) error {
+	select {
+	case c.syncing <- struct{}{}:
+		defer func() { <-c.syncing }()
+	default:
+		c.syncing <- struct{}{}
+		<-c.syncing
+		return c.status().down
+	}
+	c.mu.Lock()
+	ours := maps.Clone(c.ledger) // before Redis is asked: what is counted meanwhile is no loss
+	conn.once = c.down != nil
+	c.mu.Unlock()
+
+	theirs, err := conn.entries()
+	if err != nil {
+		ours = nil
+	}
+	var requests, total int64
+	for id, e := range ours {
+		more := e.count - theirs[id].count
+		requests += max(more, 0)
+		if more >= 0 {
+			delete(theirs, id) // which keeps what is lacking here
 		}
-		c.pool <- conn
-		if err != nil {
-			return err
+		if more <= 0 {
+			delete(ours, id) // which keeps what Redis lacks
 		}
 	}
+	if err == nil {
+		total, err = conn.restore(ours)
+	}
+	conn.once = false
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(ours) > 0 {
+		c.told = time.Now()
+	}
+	if c.note(err); err != nil {
+		return err
+	}
+	if len(ours) > 0 {
+		slog.Info("told Redis what it lacked", "redis", c.redis,
+			"requests", requests, "entries", len(ours))
+	}
+	for id, e := range theirs {
+		if e.count > c.ledger[id].count {
+			c.ledger[id] = e
+		}
+	}
+	c.total, c.synced = total, true
 	return nil
 }
 
-// share exchanges with Redis which instances have ended, and logs once if it cannot.
-func (c *counter) share(conn *conn) {
-	_, err := conn.shareEnded(c.ended)
-	if err != nil && c.shareErr == nil {
-		slog.Warn("the counts of ended instances are not shared", "cause", err)
-	}
-	c.shareErr = err
-}
-
-// end notes in Redis all that this instance has counted, for the time after it,
-// and waits until the others have learned of that: if Redis forgets it before,
-// nobody else knows. While Redis is away it tries until ctx is done; what is
-// under way then may take three times REDIS_TIMEOUT longer.
+// end tells Redis all that is known here, and waits until each other instance has read
+// it: if Redis forgets it before, nobody knows it any more. While Redis is away it tries
+// until ctx is done.
 func (c *counter) end(ctx context.Context) {
 	if c.redis == nil {
 		return
 	}
 	var conn *conn
-	told := int64(0)        // what Redis has answered to have noted
-	for range cap(c.pool) { // all of them, for good: nothing else is sent any more
-		conn = <-c.pool
+	for range connections { // all of them, for good: no batch is under way then
+		conn = c.take()
 		conn.close() // it may have died in silence
-		told += conn.noted
 	}
 	defer conn.close()
-	n := c.status().n
-	c.ended[c.id] = strconv.FormatInt(n, 10)
-	for pause := downInterval; ; {
-		conn.shared = false // compare all
-		news, err := conn.shareEnded(c.ended)
-		switch {
-		case n == 0 && (err == nil || len(c.ended) == 1):
-			return // there is nothing that the others would have to learn
-		case err != nil:
-			pause = downInterval
-		case pause == learnInterval && news == 0:
-			return // the others have had their heartbeat, and Redis has not forgotten
-		default:
-			told, pause = n, learnInterval
+	for waiting := false; c.status().entries > 0; waiting = true {
+		wait, reason := retryInterval, "waiting for Redis, to tell it what was counted here"
+		err := c.sync(conn)
+		if err == nil {
+			wait = time.Until(c.status().told.Add(c.interval() * 3 / 2))
+			reason = "waiting until the other instances know what was counted here"
+		}
+		if wait <= 0 {
+			return
+		}
+		if !waiting {
+			slog.Info(reason)
 		}
 		select {
-		case <-time.After(pause):
+		case <-time.After(wait):
 		case <-ctx.Done():
 			if err != nil {
-				slog.Warn("Redis may not remember what this instance has counted", "untold", n-told, "cause", err)
+				slog.Warn("Redis may not know all that this instance has counted", "cause", err)
 			}
 			return
 		}
 	}
 }
 
-// A status is what probes and metrics are told, from the last result.
+// A status is what a counter knows of itself and, from the last sync, of the cluster.
 type status struct {
-	n, total int64 // requests handled here, and by all as last seen
-	up       bool  // Redis answered the last time
-	notReady error // nil once Redis has answered
+	n, total int64     // requests handled here, and by all
+	entries  int       // in the ledger
+	told     time.Time // when Redis was last told of anything new
+	down     error     // why Redis is down
+	notReady error     // nil once there was a sync
 }
 
 func (c *counter) status() status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	s := status{n: c.n, total: c.total, entries: len(c.ledger), told: c.told, down: c.down}
 	switch {
 	case c.redis == nil:
-		return status{n: c.n, total: c.n}
-	case c.isReady:
-		return status{n: c.n, total: c.total, up: c.down == nil}
+		s.total = c.n
+	case !c.synced:
+		s.notReady = cmp.Or(c.down, errors.New("no answer from Redis yet"))
 	}
-	return status{n: c.n, notReady: cmp.Or(c.down, errors.New("no answer from Redis yet"))}
+	return s
 }

@@ -9,21 +9,24 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
 
 const (
-	maxLine     = 4 << 10                // longest reply line or string accepted, in bytes; Redis' own stay below 1 KiB
+	maxLine     = 4 << 10                // longest reply line or string accepted, in bytes
 	dialTimeout = time.Second            // to connect: a host that has gone is silent
 	minPause    = 10 * time.Millisecond  // after the first attempt of a command; doubles with each
 	maxPause    = 100 * time.Millisecond // the longest
+	chunk       = 1000                   // entries in a command, so that Redis is not held up for long
 )
 
 // appendCommand appends a command as RESP has it: an array of bulk strings,
@@ -46,55 +49,62 @@ type redisError string
 
 func (e redisError) Error() string { return string(e) }
 
-// readReply reads a reply: an int64, a string or, if arrays may come, a []string.
-// An error reply comes back as a redisError.
-func readReply(r *bufio.Reader, arrays bool) (any, error) {
+// isCode reports whether err is an error reply with that code.
+func isCode(err error, code string) bool {
+	var reply redisError
+	return errors.As(err, &reply) && strings.HasPrefix(string(reply), code+" ")
+}
+
+// A reply is what Redis answers; its kind says which field has it.
+type reply struct {
+	n    int64    // ':', an integer
+	text string   // '+' or '$', a simple or a bulk string
+	list []string // '*', an array of bulk strings
+}
+
+// readReply reads a reply that must be of a kind. An error reply comes back as a redisError.
+// Other errors quote no text: something that echoes AUTH would tell the password.
+func readReply(r *bufio.Reader, kind byte) (got reply, err error) {
 	line, err := r.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) {
-		return nil, fmt.Errorf("reply line longer than %d bytes", r.Size())
+		return got, fmt.Errorf("reply line longer than %d bytes", r.Size())
 	}
 	if err != nil {
-		return nil, err
+		return got, err
 	}
 	text, ok := strings.CutSuffix(string(line), "\r\n")
 	if !ok || text == "" {
-		return nil, fmt.Errorf("malformed reply line %.40q", line)
+		return got, fmt.Errorf("malformed reply line of %d bytes", len(line))
 	}
-	kind, text := text[0], text[1:]
+	first, text := text[0], text[1:]
+	if first == '-' {
+		text, _, _ = strings.Cut(text, ", with args") // of an unknown command: AUTH's are secret
+		return got, redisError(text)
+	}
+	if first != kind {
+		return got, fmt.Errorf("reply of kind %q: want %q", first, kind)
+	}
+	if kind == '+' {
+		return reply{text: text}, nil
+	}
 	n, err := strconv.ParseInt(text, 10, 64)
-	switch {
-	case kind == '-':
-		text, _, _ = strings.Cut(text, ", with args") // of an unknown command, where they may be secret
-		return nil, redisError(text)
-	case kind == '+':
-		return text, nil
-	case kind == ':' && err == nil:
-		return n, nil
-	case kind == '$' && err == nil && n >= 0 && n <= maxLine:
+	if err != nil || kind == '$' && (n < 0 || n > maxLine) {
+		return got, fmt.Errorf("malformed reply of kind %q", kind)
+	}
+	switch kind {
+	case '$':
 		b := make([]byte, n+2)
-		_, err := io.ReadFull(r, b)
-		return string(b[:n]), err
-	case kind == '*' && err == nil && arrays:
-		var all []string
-		for ; err == nil && n > 0; n-- {
-			var s string
-			s, err = read[string](r)
-			all = append(all, s)
+		_, err = io.ReadFull(r, b)
+		return reply{text: string(b[:n])}, err
+	case '*':
+		for ; n > 0 && err == nil; n-- {
+			var part reply
+			part, err = readReply(r, '$')
+			got.list = append(got.list, part.text)
 		}
-		return all, err
+		return got, err
 	}
-	return nil, fmt.Errorf("unexpected reply %.40q", line)
-}
-
-// read reads a reply that must be a T.
-func read[T any](r *bufio.Reader) (reply T, err error) {
-	_, arrays := any(reply).([]string)
-	got, err := readReply(r, arrays)
-	reply, ok := got.(T)
-	if err == nil && !ok { // it is not quoted: something that echoes AUTH would tell the password
-		err = fmt.Errorf("unexpected reply of type %T: want %T", got, reply)
-	}
-	return reply, err
+	return reply{n: n}, nil
 }
 
 // A redisServer says how to reach Redis.
@@ -102,8 +112,11 @@ type redisServer struct {
 	addr    string        // host:port
 	hello   [][]string    // sent after each dial: AUTH, secret, and SELECT, each only where needed
 	tls     *tls.Config   // nil for none
-	timeout time.Duration // for all attempts of a command, or for one exchange of the ended
+	timeout time.Duration // for which a command is tried again
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
+
+	generation atomic.Int64 // of connections: grows when one fails, as the others may be dead, too
+	answered   atomic.Bool  // it has answered any command: the scheme of its URL is right
 }
 
 // dialAlone dials as net.Dialer does, with a lookup of its own. Lookups that
@@ -119,7 +132,8 @@ func parseRedisURL(rawURL string, timeout time.Duration) (*redisServer, error) {
 	const form = "redis://[[user]:password@]host[:port][/db]"
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Scheme == "" || u.Opaque != "" {
-		return nil, errors.New("malformed URL: want " + form + ", with %XX for special characters of the password")
+		return nil, errors.New("malformed URL: want " + form +
+			", with %XX for special characters of the password")
 	}
 	port, db := cmp.Or(u.Port(), "6379"), cmp.Or(strings.TrimPrefix(u.Path, "/"), "0")
 	portNumber, portErr := strconv.ParseUint(port, 10, 16)
@@ -139,12 +153,14 @@ func parseRedisURL(rawURL string, timeout time.Duration) (*redisServer, error) {
 		return nil, errors.New("query or fragment: want none; a password has %3F for ? and %23 for #")
 	case u.Hostname() == "":
 		return nil, errors.New("missing host: want " + form)
-	case portErr != nil || portNumber == 0 || strings.HasSuffix(u.Host, ":") || u.Host[0] != '[' && strings.Count(u.Host, ":") > 1:
+	case portErr != nil || portNumber == 0 || strings.HasSuffix(u.Host, ":") ||
+		u.Host[0] != '[' && strings.Count(u.Host, ":") > 1:
 		return nil, errors.New("invalid port: want 1 to 65535, and an IPv6 address in brackets")
 	case dbErr != nil:
 		return nil, errors.New("invalid database: want a number, such as /3; a password has %2F for /")
 	case user != "" && !hasPassword:
-		return nil, errors.New("user without a password: want user:password@, or :password@ for a password alone")
+		return nil, errors.New("user without a password: want user:password@, " +
+			"or :password@ for a password alone")
 	case user != "":
 		s.hello = append(s.hello, []string{"AUTH", user, password})
 	case password != "":
@@ -164,260 +180,225 @@ func (s *redisServer) String() string {
 	return s.addr
 }
 
-// script raises a connection's entry in the ledger to count, and the total by the
-// difference. It answers the total that this reached and keeps it in the entry, so
-// that the same command, sent again, adds nothing and has the same answer.
+// script raises entries of the ledger, each to a count, and the total by the differences.
+// Sent again, or late, it changes nothing. It answers the total that the last entry reached,
+// which the entry keeps for that, or without entries the total.
 //
-// The sender says which entry it expects: to compare is cheaper than to parse.
+// ARGV begins with what the sender takes for known: how far the entry is, and how many
+// entries there are. Where Redis has less, it has forgotten: the answer is BEHIND. Then, for
+// each entry: its id, the count, and the total reached where that is known from before.
+//
 // Numbers are written with %d, exact here to 2^53, because some come out of Lua
 // in a form that INCRBY refuses (1e+08, https://github.com/redis/redis/pull/13115).
-const script = `local total, ledger, ended = KEYS[1], KEYS[2], KEYS[3]
-local id, count, added, expected = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local entry = redis.call('HGET', ledger, id)
-if entry ~= expected then
-	local old, reached = string.match(entry or '0 0', '(%d+) (%d+)')
-	if entry and tonumber(old) >= tonumber(count) then
-		return tonumber(reached)
+const script = `local total, ledger = KEYS[1], KEYS[2]
+local known, entries, reached = tonumber(ARGV[1]), tonumber(ARGV[2]), nil
+for i = 3, #ARGV, 3 do
+	local id, count, old = ARGV[i], tonumber(ARGV[i + 1]), nil
+	local value = redis.call('HGET', ledger, id)
+	old, reached = string.match(value or '0 0', '^(%d+) (-?%d+)$')
+	if not old then
+		return redis.error_reply('ERR the ledger has no count at ' .. id .. ': ' .. value)
 	end
-	if not entry and redis.call('HEXISTS', ended, string.match(id, '(.+)/')) == 1 then
-		return redis.error_reply('ENDED this command is late: its instance has ended')
+	if tonumber(old) < known or not value and redis.call('HLEN', ledger) < entries then
+		return redis.error_reply('BEHIND Redis has forgotten what it was told')
 	end
-	added = string.format('%d', count - old)
-end
-local reached = redis.call('INCRBY', total, added)
-local noted = redis.pcall('HSET', ledger, id, string.format('%s %d', count, reached))
-if type(noted) == 'table' then -- refused: all or nothing
-	redis.call('INCRBY', total, string.format('%d', -added))
-	return noted
-end
-return reached`
-
-// endScript takes the number of connections of an instance, then instances that
-// have ended, each with all that it has counted. It notes that, adds what their
-// entries in the ledger lack of it, and removes those. A second time it does
-// nothing.
-const endScript = `local total, ledger, ended = KEYS[1], KEYS[2], KEYS[3]
-redis.call('INCRBY', total, 0) -- where this is refused, nothing is noted
-for a = 2, #ARGV, 2 do
-	local id, count = ARGV[a], tonumber(ARGV[a + 1])
-	if redis.call('HSETNX', ended, id, string.format('%d', count)) == 1 then
-		local entries, added = {}, count
-		for i = 1, tonumber(ARGV[1]) do
-			entries[i] = id .. '/' .. i
-			added = added - string.match(redis.call('HGET', ledger, entries[i]) or '0', '%d+')
+	if tonumber(old) < count then
+		local now = redis.call('INCRBY', total, string.format('%d', count - old))
+		reached = ARGV[i + 2] ~= '' and ARGV[i + 2] or string.format('%d', now)
+		local set = redis.pcall('HSET', ledger, id, string.format('%d', count) .. ' ' .. reached)
+		if type(set) == 'table' then -- refused: all or nothing
+			redis.call('INCRBY', total, string.format('%d', old - count))
+			return set
 		end
-		redis.call('INCRBY', total, string.format('%d', added))
-		redis.call('HDEL', ledger, unpack(entries))
 	end
 end
-return 0`
+return tonumber(reached) or redis.call('INCRBY', total, 0) -- a write, which a replica refuses`
 
 // scriptSHA names the script to EVALSHA, https://redis.io/docs/latest/commands/evalsha/.
 var scriptSHA = fmt.Sprintf("%x", sha1.Sum([]byte(script)))
 
-// A conn is a connection to Redis with an entry of its own in the ledger. It
-// outlives its TCP connections: one is dialed when first needed and again after
-// each failure.
+// An entry of the ledger is how far a connection has counted.
+type entry struct {
+	count   int64 // requests
+	reached int64 // the total that was answered; 0 where that is not known
+}
+
+// errBehind says that Redis lacks what it was told before.
+var errBehind = errors.New("Redis has forgotten what it was told")
+
+// A conn is a connection to Redis, for one goroutine at a time. It outlives its TCP
+// connections: one is dialed when first needed and again after each failure.
 type conn struct {
-	server               *redisServer
-	total, ledger, ended string // keys
-	entry                string // name of its entry in the ledger
-	count                int64  // all that incrBy was asked to add
-	noted, reached       int64  // the entry as Redis last answered: a count, and the total that it reached
+	server              *redisServer
+	totalKey, ledgerKey string
+	id                  string // of its entry in the ledger
+	once                bool   // Redis is known to be down: a command is not tried for long
 
-	addr     string   // server.addr, or where MOVED pointed
-	nc       net.Conn // nil while there is none
-	r        *bufio.Reader
-	buf      []byte
-	shared   bool // shareEnded has compared all over nc, and may do less
-	answered bool // Redis has answered a command, so the scheme of its URL is right
-
-	wasSilent bool // the last incrBy found nc dead in silence
-	outages   int  // counter.outages when this was last used: where that has grown, nc may be dead
+	addr       string   // that nc was dialed at
+	nc         net.Conn // nil while there is none
+	r          *bufio.Reader
+	buf        []byte
+	generation int64 // of the server when nc was dialed
 }
 
 // newConn returns a connection for an entry in the ledger of key. The braces
-// put the keys into one cluster slot,
+// put both keys into one cluster slot,
 // https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags.
-func newConn(s *redisServer, key, entry string) *conn {
-	return &conn{server: s, addr: s.addr, entry: entry,
-		total: key, ledger: "{" + key + "}:instances", ended: "{" + key + "}:ended"}
+func newConn(s *redisServer, key, id string) *conn {
+	return &conn{server: s, id: id, totalKey: key, ledgerKey: "{" + key + "}:ledger"}
 }
 
-// incrBy adds n to the total exactly once and returns the total that this reached.
-// It tries until the server's timeout is over or, with once, until a fresh TCP
-// connection fails other than by MOVED. After an error nobody knows whether Redis
-// has added n; the next call makes sure.
-func (c *conn) incrBy(n int64, once bool) (int64, error) {
-	c.count += n
-	c.wasSilent = false
-	half := c.server.timeout / 2
-	deadline := time.Now().Add(c.server.timeout)
-	var cause error
-	late := false
+// raise raises the connection's entry from a count to another, and returns the total that
+// this reached. Where Redis has less than the first, or no entry and fewer than known, it
+// does nothing and returns errBehind. After another error nobody knows whether Redis did it.
+func (c *conn) raise(from, to int64, known int) (total int64, err error) {
+	total, err = c.eval(strconv.FormatInt(from, 10), strconv.Itoa(known),
+		c.id, strconv.FormatInt(to, 10), "")
+	if isCode(err, "BEHIND") {
+		err = errBehind
+	}
+	return total, err
+}
+
+// restore puts entries back that Redis lacks, and returns the total.
+func (c *conn) restore(lacking map[string]entry) (total int64, err error) {
+	var args []string
+	for id, e := range lacking {
+		args = append(args, id, strconv.FormatInt(e.count, 10), strconv.FormatInt(e.reached, 10))
+	}
+	for some := range slices.Chunk(args, 3*chunk) {
+		if _, err := c.eval(append([]string{"0", "0"}, some...)...); err != nil {
+			return 0, err
+		}
+	}
+	return c.eval("0", "0")
+}
+
+// eval has Redis run the script.
+func (c *conn) eval(args ...string) (int64, error) {
+	args = append([]string{"EVALSHA", scriptSHA, "2", c.totalKey, c.ledgerKey}, args...)
+	got, err := c.try(':', args...)
+	if isCode(err, "NOSCRIPT") {
+		args[0], args[1] = "EVAL", script
+		got, err = c.try(':', args...)
+	}
+	return got.n, err
+}
+
+// entries returns the ledger. It leaves out what is no entry.
+func (c *conn) entries() (map[string]entry, error) {
+	got, err := c.try('*', "HGETALL", c.ledgerKey)
+	entries := make(map[string]entry, len(got.list)/2)
+	for i := 0; i+1 < len(got.list); i += 2 {
+		count, reached, _ := strings.Cut(got.list[i+1], " ")
+		n, err1 := strconv.ParseInt(count, 10, 64)
+		total, err2 := strconv.ParseInt(reached, 10, 64)
+		if err1 == nil && err2 == nil {
+			entries[got.list[i]] = entry{n, total}
+		}
+	}
+	return entries, err
+}
+
+// try sends a command, and again after each failure, until an attempt fails that began
+// when the server's timeout was over. An attempt takes half of that at most. It is made
+// over the TCP connection that was kept, which may be dead in silence, and then over fresh
+// ones; where Redis is known to be down, over one. BEHIND and NOSCRIPT are answers.
+func (c *conn) try(kind byte, args ...string) (got reply, err error) {
+	end := time.Now().Add(c.server.timeout)
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
-		kept := c.nc != nil
-		limit := time.Now().Add(min(half, time.Until(deadline))) // if nc has died in silence, time is left for a fresh one
-		reached, err := c.raise(limit)
-		if err == nil {
-			return reached, nil
+		if c.generation != c.server.generation.Load() {
+			c.close()
 		}
-		if cause == nil || isCode(cause, "MOVED") || !isTimeout(err) {
-			cause = err // the last attempt may just have lacked time
+		kept, last := c.nc != nil, c.once || !time.Now().Before(end)
+		got, err = c.attempt(time.Now().Add(c.server.timeout/2), kind, args...)
+		if err == nil || isCode(err, "BEHIND") || isCode(err, "NOSCRIPT") {
+			c.server.answered.Store(true)
+			return got, err
 		}
-		if !late && time.Since(limit) > maxPause { // the process was suspended: time for one more attempt
-			late, deadline = true, time.Now().Add(half)
-		}
-		if kept {
-			c.wasSilent = isTimeout(err)
-			continue
-		}
-		if once && !isCode(err, "MOVED") || time.Until(deadline) <= pause {
-			return 0, cause
-		}
-		time.Sleep(pause)
-	}
-}
-
-// raise raises the ledger's entry to count, in one attempt.
-func (c *conn) raise(deadline time.Time) (int64, error) {
-	reached, err := do[int64](c, deadline, "EVALSHA", scriptSHA, "3", c.total, c.ledger, c.ended, c.entry,
-		fmt.Sprint(c.count), fmt.Sprint(c.count-c.noted), fmt.Sprintf("%d %d", c.noted, c.reached))
-	if err == nil {
-		c.noted, c.reached = c.count, reached
-	}
-	return reached, err
-}
-
-// shareEnded adds to known the instances that Redis has as ended, tells Redis of those
-// in known that Redis lacked, and returns how many these were. Over the same TCP
-// connection as before it does so only where Redis has another number of them, or
-// lacks one of known taken at random, as after a FLUSHALL.
-func (c *conn) shareEnded(known map[string]string) (lacked int, err error) {
-	deadline := time.Now().Add(c.server.timeout)
-	if c.shared {
-		var id string
-		for id = range known {
-			break
-		}
-		number, err := do[int64](c, deadline, "HLEN", c.ended)
-		if err != nil {
-			return 0, err
-		}
-		has, err := do[int64](c, deadline, "HEXISTS", c.ended, id)
-		if err != nil || int(number) == len(known) && (has == 1 || number == 0) {
-			return 0, err
-		}
-	}
-	fields, err := do[[]string](c, deadline, "HGETALL", c.ended)
-	if err != nil {
-		return 0, err
-	}
-	forgotten := maps.Clone(known)
-	for i := 0; i+1 < len(fields); i += 2 {
-		known[fields[i]] = fields[i+1]
-		delete(forgotten, fields[i])
-	}
-	if len(forgotten) > 0 {
-		args := []string{"EVAL", endScript, "3", c.total, c.ledger, c.ended, strconv.Itoa(connections)}
-		for id, count := range forgotten {
-			args = append(args, id, count)
-		}
-		_, err = do[int64](c, deadline, args...)
-	}
-	c.shared = err == nil
-	return len(forgotten), err
-}
-
-// do sends a command and reads its reply, in one attempt; it dials where there
-// is no TCP connection. An error names the address that was tried.
-func do[T any](c *conn, deadline time.Time, args ...string) (reply T, err error) {
-	if c.nc == nil {
-		err = c.dial(deadline)
-	}
-	if err == nil {
-		c.nc.SetDeadline(deadline)
-		if reply, err = exchange[T](c, args...); args[0] == "EVALSHA" && isCode(err, "NOSCRIPT") {
-			args[0], args[1] = "EVAL", script
-			reply, err = exchange[T](c, args...)
-		}
-	}
-	if err != nil {
 		err = c.fail(err)
+		switch {
+		case kept: // at once, over a fresh one
+		case last:
+			return got, err
+		default:
+			time.Sleep(pause)
+		}
 	}
-	return reply, err
+}
+
+// attempt sends a command and reads its reply. It dials where there is no TCP connection,
+// and follows MOVED.
+func (c *conn) attempt(deadline time.Time, kind byte, args ...string) (got reply, err error) {
+	if c.nc == nil {
+		err = c.dial(c.server.addr, deadline)
+	}
+	if err == nil {
+		got, err = c.exchange(deadline, kind, args...)
+	}
+	if isCode(err, "MOVED") {
+		moved := movedAddr(err.Error(), c.addr)
+		c.close()
+		if err = c.dial(moved, deadline); err == nil {
+			got, err = c.exchange(deadline, kind, args...)
+		}
+	}
+	return got, err
 }
 
 // exchange sends a command over the TCP connection and reads its reply.
-func exchange[T any](c *conn, args ...string) (reply T, err error) {
+func (c *conn) exchange(deadline time.Time, kind byte, args ...string) (reply, error) {
+	c.nc.SetDeadline(deadline)
 	c.buf = appendCommand(c.buf[:0], args...)
 	if _, err := c.nc.Write(c.buf); err != nil {
-		return reply, err
+		return reply{}, err
 	}
-	reply, err = read[T](c.r)
-	c.answered = c.answered || err == nil || isCode(err, "NOSCRIPT")
-	return reply, err
+	return readReply(c.r, kind)
 }
 
-// fail closes the TCP connection and returns err with the address that was tried and,
-// before any reply, with a hint where TLS may be the cause. The next attempt goes
-// where MOVED points.
+// fail closes the TCP connection, and has the others dialed anew unless Redis has answered.
+// It returns err with the address that was tried and, before any answer, a hint.
 func (c *conn) fail(err error) error {
-	if c.nc != nil && !c.answered && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || isTimeout(err)) {
-		hint := "the port may want TLS, rediss://"
-		if c.server.tls != nil {
-			hint = "the port may not have TLS, redis://"
-		}
-		err = fmt.Errorf("%w before any reply: %s", err, hint)
-	}
-	from := c.addr
 	c.close()
-	if isCode(err, "MOVED") {
-		c.addr = movedAddr(err.Error(), from)
+	var answer redisError
+	if !errors.As(err, &answer) {
+		c.server.generation.CompareAndSwap(c.generation, c.generation+1)
 	}
-	return fmt.Errorf("%s: %w", from, err)
-}
-
-// isTimeout reports whether err is for want of time.
-func isTimeout(err error) bool {
-	var ne net.Error
-	return errors.As(err, &ne) && ne.Timeout()
-}
-
-// isCode reports whether err is an error reply with that code.
-func isCode(err error, code string) bool {
-	var reply redisError
-	return errors.As(err, &reply) && strings.HasPrefix(string(reply), code+" ")
+	if !c.server.answered.Load() && c.server.tls == nil && (errors.Is(err, io.EOF) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, os.ErrDeadlineExceeded)) {
+		err = fmt.Errorf("%w: the port may want TLS, rediss://", err)
+	}
+	return fmt.Errorf("%s: %w", c.addr, err)
 }
 
 // movedAddr returns the address in "MOVED slot host:port", where an IPv6 host has
-// no brackets and an empty one means the node that said it,
+// no brackets, and an empty one or a question mark means the node that said it,
 // https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#moved-redirection.
 func movedAddr(reply, from string) string {
 	addr := reply[strings.LastIndexByte(reply, ' ')+1:]
 	colon := max(strings.LastIndexByte(addr, ':'), 0)
-	host, port := strings.Trim(addr[:colon], "[]"), strings.TrimPrefix(addr[colon:], ":")
+	host, port := strings.Trim(addr[:colon], "[]?"), strings.TrimPrefix(addr[colon:], ":")
 	if host == "" {
 		host, _, _ = net.SplitHostPort(from)
 	}
 	return net.JoinHostPort(host, port)
 }
 
-// dial connects and shakes hands.
-func (c *conn) dial(deadline time.Time) error {
+// dial connects to addr and shakes hands.
+func (c *conn) dial(addr string, deadline time.Time) error {
+	c.addr, c.generation = addr, c.server.generation.Load()
 	ctx, cancel := context.WithTimeout(context.Background(), min(dialTimeout, time.Until(deadline)))
 	defer cancel()
-	nc, err := c.server.dial(ctx, "tcp", c.addr)
+	nc, err := c.server.dial(ctx, "tcp", addr)
 	if err != nil {
 		return err
 	}
-	nc.SetDeadline(deadline)
 	if c.server.tls != nil {
-		nc = tls.Client(nc, c.server.tlsConfig(c.addr))
+		nc = tls.Client(nc, c.server.tlsConfig(addr))
 	}
 	c.nc, c.r = nc, bufio.NewReaderSize(nc, maxLine)
 	for _, args := range c.server.hello {
-		if _, err := exchange[string](c, args...); err != nil {
+		if _, err := c.exchange(deadline, '+', args...); err != nil {
 			return fmt.Errorf("%s: %w", args[0], err)
 		}
 	}
@@ -435,11 +416,10 @@ func (s *redisServer) tlsConfig(addr string) *tls.Config {
 	return cfg
 }
 
-// close closes the TCP connection, if there is one. The next is dialed at the
-// server's address.
+// close closes the TCP connection, if there is one.
 func (c *conn) close() {
 	if c.nc != nil {
 		c.nc.Close()
 	}
-	c.nc, c.shared, c.addr = nil, false, c.server.addr
+	c.nc = nil
 }
