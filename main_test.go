@@ -1088,6 +1088,13 @@ func (w *wire) server(t *testing.T) *redisServer {
 	}).server(t, "redis://fake")
 }
 
+// waiting returns how many packets are on their way.
+func (w *wire) waiting() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.sent)
+}
+
 // take takes packet i from the wire.
 func (w *wire) take(i int) *packet {
 	w.mu.Lock()
@@ -1110,7 +1117,7 @@ func (w *wire) deliver(i int, lost bool) {
 
 // deliverAll delivers all packets, and those that follow.
 func (w *wire) deliverAll() {
-	for synctest.Wait(); len(w.sent) > 0; {
+	for synctest.Wait(); w.waiting() > 0; {
 		w.deliver(0, false)
 	}
 }
@@ -1123,14 +1130,17 @@ func (w *wire) open() {
 	w.deliverAll()
 }
 
-// close loses all packets, also those to come.
-func (w *wire) close() {
+// close loses all packets, also those to come, and returns their commands.
+func (w *wire) close() (lost [][]string) {
 	w.mu.Lock()
 	w.cut = true
 	w.mu.Unlock()
-	for synctest.Wait(); len(w.sent) > 0; synctest.Wait() {
-		w.take(0).answer <- closed
+	for synctest.Wait(); w.waiting() > 0; synctest.Wait() {
+		p := w.take(0)
+		lost = append(lost, p.cmd)
+		p.answer <- closed
 	}
+	return lost
 }
 
 // A request is what a call of next was told, once it was.
@@ -1271,7 +1281,15 @@ func (s *schedule) start() {
 	s.all = append(s.all, &instance{c: c, w: w, state: "living"})
 }
 
+func (s *schedule) set(in *instance, state string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	in.state = state
+}
+
 func (s *schedule) living() (living []*instance) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, in := range s.all {
 		if in.state == "living" {
 			living = append(living, in)
@@ -1282,8 +1300,10 @@ func (s *schedule) living() (living []*instance) {
 
 // ask sends a request, whose number must fit all others as long as Redis has lost nothing.
 func (s *schedule) ask(in *instance) {
+	s.mu.Lock()
 	in.asked++
 	before := s.latest
+	s.mu.Unlock()
 	go func() {
 		_, total, err := in.c.next()
 		s.mu.Lock()
@@ -1338,17 +1358,18 @@ func (s *schedule) step() {
 	living := s.living()
 	in := living[s.rng.IntN(len(living))]
 	carrying := s.all[s.rng.IntN(len(s.all))].w
-	packet := s.rng.IntN(max(1, len(carrying.sent)))
+	waiting := carrying.waiting()
+	packet := s.rng.IntN(max(1, waiting))
 	switch p := s.rng.IntN(100); {
 	case p < 25:
 		s.ask(in)
 	case p < 35:
 		s.sync(in)
-	case p < 72 && len(carrying.sent) > 0:
+	case p < 72 && waiting > 0:
 		carrying.deliver(packet, false)
-	case p < 78 && len(carrying.sent) > 0:
+	case p < 78 && waiting > 0:
 		carrying.deliver(packet, true)
-	case p < 83 && len(carrying.sent) > 0:
+	case p < 83 && waiting > 0:
 		p := carrying.take(packet)
 		s.late = append(s.late, p.cmd)
 		p.answer <- closed
@@ -1376,19 +1397,16 @@ func (s *schedule) step() {
 	case p < 93 && len(living) < 4:
 		s.start()
 	case p < 95 && len(living) > 1:
-		in.state = "ending"
+		s.set(in, "ending")
 		go func() {
 			ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 			defer cancel()
 			in.c.end(ctx)
-			in.state = "ended"
+			s.set(in, "ended")
 		}()
 	case p < 96 && len(living) > 1:
-		in.state = "crashed"
-		for _, p := range in.w.sent {
-			s.late = append(s.late, p.cmd)
-		}
-		in.w.close()
+		s.set(in, "crashed")
+		s.late = append(s.late, in.w.close()...)
 	default:
 		time.Sleep(time.Duration(s.rng.IntN(100)) * time.Millisecond)
 	}
@@ -1415,6 +1433,9 @@ func (s *schedule) settle() {
 		}
 	}
 	_, counts := s.ledger()
+	synctest.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var least, most int64
 	for _, in := range s.all {
 		n, own := in.c.status().n, int64(0)
