@@ -544,7 +544,7 @@ func (c *counter) end(ctx context.Context) {
 		return
 	}
 	var conn *conn
-	for range connections { // all of them, for good: no batch is under way then
+	for range cap(c.pool) { // all of them, for good: no batch is under way then
 		conn = c.take()
 		conn.close() // it may have died in silence
 	}

@@ -3,20 +3,19 @@ package main
 import (
 	"bufio"
 	"context"
-	"crypto/rand"
+	crand "crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	neturl "net/url"
 	"os"
 	"os/exec"
 	"reflect"
 	"regexp"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -62,65 +61,95 @@ func mustParse(t *testing.T, url string, timeout time.Duration) *redisServer {
 	return s
 }
 
-// askRedis sends a command that is answered with an integer.
-func askRedis(t *testing.T, url string, cmd ...string) int64 {
-	t.Helper()
+// dialRedis returns a function that has the Redis at url carry out a command, and returns the
+// reply as it is.
+func dialRedis(t *testing.T, url string) func(cmd []string) string {
 	c := newConn(mustParse(t, url, 5*time.Second), "", "")
-	defer c.close()
-	n, err := do[int64](c, time.Now().Add(5*time.Second), cmd...)
-	if err != nil {
-		t.Fatalf("%s: %v", cmd[0], err)
+	if err := c.dial(c.server.addr, time.Now().Add(5*time.Second)); err != nil {
+		t.Fatal(err)
 	}
-	return n
+	t.Cleanup(c.close)
+	c.nc.SetDeadline(time.Time{})
+	var mu sync.Mutex
+	return func(cmd []string) string {
+		mu.Lock()
+		defer mu.Unlock()
+		if _, err := c.nc.Write(appendCommand(nil, cmd...)); err != nil {
+			return closed
+		}
+		reply, err := readRaw(c.r)
+		if err != nil {
+			return closed
+		}
+		return reply
+	}
+}
+
+// readRaw reads a whole reply as it is.
+func readRaw(r *bufio.Reader) (string, error) {
+	line, err := r.ReadString('\n')
+	if err != nil {
+		return "", err
+	}
+	n, _ := strconv.Atoi(strings.TrimSpace(line[1:]))
+	switch line[0] {
+	case '$':
+		rest := make([]byte, max(n, -2)+2)
+		_, err = io.ReadFull(r, rest)
+		line += string(rest)
+	case '*':
+		for ; n > 0 && err == nil; n-- {
+			var part string
+			part, err = readRaw(r)
+			line += part
+		}
+	}
+	return line, err
 }
 
 // redisTotal returns the total at key.
 func redisTotal(t *testing.T, url, key string) int64 {
 	t.Helper()
-	return askRedis(t, url, "INCRBY", key, "0")
+	n, err := readReply(replyReader(dialRedis(t, url)([]string{"INCRBY", key, "0"})), ':')
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n.n
 }
 
 // forget makes Redis forget what it knows of key, as a restart would.
-func forget(t *testing.T, url, key string) {
-	t.Helper()
-	askRedis(t, url, "DEL", key, "{"+key+"}:instances", "{"+key+"}:ended")
-}
+func forget(key string) []string { return []string{"DEL", key, "{" + key + "}:ledger"} }
 
 // newKey returns a key that no other test uses, deleted at the end.
 func newKey(t *testing.T, url string) string {
-	key := "test:" + rand.Text()
-	t.Cleanup(func() { forget(t, url, key) })
+	key := "test:" + crand.Text()
+	do := dialRedis(t, url)
+	t.Cleanup(func() { do(forget(key)) })
 	return key
 }
 
-// start runs c, and returns what ends it within the time given; the end of the
-// test does so at once.
-func start(t *testing.T, c *counter) (end func(time.Duration)) {
+// start runs c until the end of the test.
+func start(t *testing.T, c *counter) {
 	ctx, cancel := context.WithCancel(context.Background())
-	var once sync.Once
 	var wg sync.WaitGroup
 	wg.Go(func() { c.run(ctx) })
-	end = func(given time.Duration) {
-		once.Do(func() {
-			cancel()
-			wg.Wait()
-			endWithin(c, given)
-		})
-	}
-	t.Cleanup(func() { end(0) })
-	return end
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+		closeAll(c)
+	})
 }
 
-// endWithin ends c; with no time given it does not wait until others have learned of it.
-func endWithin(c *counter, given time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), given)
-	defer cancel()
-	c.end(ctx)
+// syncNow has c sync.
+func syncNow(c *counter) error {
+	conn := c.take()
+	defer func() { c.pool <- conn }()
+	return c.sync(conn)
 }
 
 // closeAll closes the TCP connections of c, none of which may be in use.
 func closeAll(c *counter) {
-	for range cap(c.pool) {
+	for range len(c.pool) {
 		conn := <-c.pool
 		conn.close()
 		c.pool <- conn
@@ -313,10 +342,10 @@ func TestManyClients(t *testing.T) {
 	}
 }
 
-// refused is a Redis that is not there.
-func refused(t *testing.T) *redisServer {
-	s := mustParse(t, "redis://gone", 10*time.Millisecond)
-	s.dial = func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("connection refused") }
+// refusing is a Redis that is not there.
+func refusing(t *testing.T) *redisServer {
+	s := fakeRedis(func([]string) string { return closed }).server(t, "redis://fake")
+	s.timeout = 10 * time.Millisecond
 	return s
 }
 
@@ -326,7 +355,7 @@ func TestPaths(t *testing.T) {
 	const first, plain = "You are talking to instance host:1.\n", "text/plain; charset=utf-8"
 	alone := func(t *testing.T) (*httptest.Server, *handler) { return newInstance(t, "host:1", "k", nil) }
 	cutOff := func(t *testing.T) (*httptest.Server, *handler) {
-		h := &handler{counter: newCounter("host:1", "k", refused(t)), instance: "host:1"}
+		h := &handler{counter: newCounter("host:1", "k", refusing(t)), instance: "host:1"}
 		s := httptest.NewServer(h.routes())
 		t.Cleanup(s.Close)
 		return s, h
@@ -388,47 +417,53 @@ func TestPaths(t *testing.T) {
 	}
 }
 
-// An instance that has been ready stays so while Redis is down, and says so in
-// the metrics.
+// An instance that has been ready stays so while Redis is down. Its metrics leave out what it
+// does not know.
 func TestRedisLostLater(t *testing.T) {
+	url := startRedis(t)
+	key := newKey(t, url)
+	n := &network{do: dialRedis(t, url)}
 	synctest.Test(t, func(t *testing.T) {
-		f := &fakeRedis{answer: func(cmd []string) string {
-			return map[string]string{"HLEN": ":0\r\n", "HEXISTS": ":0\r\n", "HGETALL": "*0\r\n", "EVALSHA": ":3\r\n"}[cmd[0]]
-		}}
-		h := &handler{counter: newCounter("host:1", "k", f.server(t, "redis://fake")), instance: "host:1"}
+		h := &handler{counter: newCounter("host:1", key, n.server(t, "redis://fake")), instance: "host:1"}
+		start(t, h.counter)
+		get := func(path string) (int, string) {
+			w := httptest.NewRecorder()
+			h.routes().ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+			return w.Code, w.Body.String()
+		}
 		for _, step := range []struct {
-			name    string
-			gone    bool
-			status  int
-			ready   int
-			metrics []string
+			name          string
+			fault         string
+			status, ready int
+			metrics       string
 		}{
-			{"before Redis", true, 503, 503, []string{"requestcount_instance_requests_total 1", "requestcount_cluster_requests 0", "requestcount_redis_up 0"}},
-			{"Redis", false, 200, 200, []string{"requestcount_instance_requests_total 2", "requestcount_cluster_requests 3", "requestcount_redis_up 1"}},
-			{"Redis gone", true, 503, 200, []string{"requestcount_instance_requests_total 3", "requestcount_cluster_requests 3", "requestcount_redis_up 0"}},
+			{"before Redis", closed, 503, 503, "requests_total 1, redis_up 0"},
+			{"Redis", "", 200, 200, "requests_total 2, cluster_requests 2, redis_up 1"},
+			{"Redis gone", closed, 503, 200, "requests_total 3, cluster_requests 2, redis_up 0"},
 		} {
-			f.gone.Store(step.gone)
-			closeAll(h.counter)
-			h.counter.heartbeat()
-			for path, want := range map[string]int{"/": step.status, "/readyz": step.ready, "/metrics": 200} {
-				w := httptest.NewRecorder()
-				h.routes().ServeHTTP(w, httptest.NewRequest("GET", path, nil))
-				if w.Code != want {
-					t.Errorf("%s: %s: got %d %s, want %d", step.name, path, w.Code, w.Body, want)
+			if n.fault.Store(nil); step.fault != "" {
+				n.fault.Store(&step.fault)
+			}
+			time.Sleep(3 * time.Second)
+			status, _ := get("/")
+			time.Sleep(time.Second)
+			ready, _ := get("/readyz")
+			if status != step.status || ready != step.ready {
+				t.Errorf("%s: got %d and %d, want %d and %d", step.name, status, ready, step.status, step.ready)
+			}
+			_, page := get("/metrics")
+			var got []string
+			for _, m := range regexp.MustCompile(`(?m)^requestcount_(?:instance_)?(\S+ \d+)$`).FindAllStringSubmatch(page, -1) {
+				got = append(got, m[1])
+				name, _, _ := strings.Cut(m[0], " ")
+				if !strings.Contains(page, "# HELP "+name+" ") || !strings.Contains(page, "# TYPE "+name+" ") {
+					t.Errorf("%s: no HELP and TYPE of %s in\n%s", step.name, name, page)
 				}
 			}
-			w := httptest.NewRecorder()
-			h.routes().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
-			for _, line := range step.metrics {
-				name, _, _ := strings.Cut(line, " ")
-				for _, part := range []string{"\n" + line + "\n", "# HELP " + name + " ", "\n# TYPE " + name + " "} {
-					if !strings.Contains("\n"+w.Body.String(), part) {
-						t.Errorf("%s: no %q in the metrics:\n%s", step.name, part, w.Body)
-					}
-				}
+			if got := strings.Join(got, ", "); got != step.metrics {
+				t.Errorf("%s: got the metrics %s, want %s", step.name, got, step.metrics)
 			}
 		}
-		closeAll(h.counter)
 	})
 }
 
@@ -477,7 +512,8 @@ func TestWrongSettings(t *testing.T) {
 	} {
 		setenv(t, tt.setting)
 		_, err := loadConfig()
-		if err == nil || !strings.HasPrefix(err.Error(), tt.want) || strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "\n") {
+		if err == nil || !strings.HasPrefix(err.Error(), tt.want) ||
+			strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: got %v, want %s", tt.setting, err, tt.want)
 		}
 	}
@@ -529,11 +565,12 @@ func TestRefusedStarts(t *testing.T) {
 	}
 }
 
-func TestUsage(t *testing.T) {
+func TestUsageAndVersion(t *testing.T) {
 	t.Parallel()
-	out, err := command(t, nil, "-h").Output()
-	if err != nil || string(out) != usage {
-		t.Errorf("got %v, %q", err, out)
+	for arg, want := range map[string]string{"-h": usage, "-version": version + "\n"} {
+		if out, err := command(t, nil, arg).Output(); err != nil || string(out) != want {
+			t.Errorf("%s: got %v, %q; want %q", arg, err, out, want)
+		}
 	}
 }
 
@@ -603,375 +640,106 @@ func TestTerminateUnderLoad(t *testing.T) {
 	}
 }
 
-func TestSecondSignalEndsAtOnce(t *testing.T) {
+// Two signals within a second are one, and a later one ends the process at once.
+func TestSecondSignal(t *testing.T) {
 	t.Parallel()
-	for _, atOnce := range []bool{true, false} {
-		p := startProcess(t, "SHUTDOWN_DELAY=1h")
+	for _, tt := range []struct {
+		delay  string
+		pause  time.Duration
+		status int
+	}{
+		{delay: "100ms", pause: 0, status: 0},
+		{delay: "1h", pause: 1200 * time.Millisecond, status: -1}, // by the signal
+	} {
+		p := startProcess(t, "SHUTDOWN_DELAY="+tt.delay)
 		p.Process.Signal(syscall.SIGTERM)
-		for ready := !atOnce; ready; {
-			resp, _ := get(t, "GET", p.url+"/readyz")
-			ready = resp.StatusCode == http.StatusOK
-		}
-		p.Process.Signal(os.Interrupt)
-		if status, log := p.wait(); status != 1 || !strings.HasSuffix(log, "requestcount: ended at once by a second signal\n") {
-			t.Errorf("at once %t: got status %d\n%s", atOnce, status, log)
+		time.Sleep(tt.pause)
+		p.Process.Signal(syscall.SIGTERM)
+		if status, log := p.wait(); status != tt.status || strings.Contains(log, "msg=stop ") != (status == 0) {
+			t.Errorf("a second signal after %v: got status %d, want %d\n%s", tt.pause, status, tt.status, log)
 		}
 	}
 }
 
-// The log has the start, each change of Redis with its cause, the stop, and no secret.
+// The log has the start, each change of Redis with its cause, the stop and what it waits for.
 func TestLog(t *testing.T) {
 	t.Parallel()
-	url := startRedis(t)
-	proxy := newProxy(t, url)
-	at, err := neturl.Parse(url)
-	if err != nil {
+	m := miniredis.RunT(t)
+	m.RequireAuth("secret")
+	addr := m.Addr()
+	m.Close()
+	p := startProcess(t, "REDIS_URL=redis://:secret@"+addr, "REDIS_TIMEOUT=100ms")
+	status := func() int {
+		resp, _ := get(t, "GET", p.url)
+		return resp.StatusCode
+	}
+	if got := status(); got != 503 {
+		t.Errorf("without Redis: got %d, want 503", got)
+	}
+	if err := m.Restart(); err != nil {
 		t.Fatal(err)
 	}
-	at.Host = proxy.Addr().String()
-	proxy.set(refuse)
-	p := startProcess(t, "REDIS_URL="+at.String(), "REDIS_KEY="+newKey(t, url), "REDIS_TIMEOUT=500ms")
-	if resp, _ := get(t, "GET", p.url); resp.StatusCode != 503 {
-		t.Errorf("without Redis: got %s, want 503", resp.Status)
-	}
-	proxy.set(none)
-	for {
-		if resp, _ := get(t, "GET", p.url); resp.StatusCode == 200 {
-			break
-		}
+	for status() != 200 {
 		time.Sleep(10 * time.Millisecond)
 	}
+	m.FlushAll()
+	if got := status(); got != 200 {
+		t.Errorf("after FLUSHALL: got %d, want 200", got)
+	}
 	p.Process.Signal(syscall.SIGTERM)
-	status, log := p.wait()
+	code, log := p.wait()
 	var got []string
 	for _, m := range regexp.MustCompile(`msg=("[^"]*"|\S+)`).FindAllStringSubmatch(log, -1) {
 		got = append(got, strings.Trim(m[1], `"`))
 	}
-	if want := []string{"start", "Redis is down", "Redis is up", "stopping", "stop"}; status != 0 || !slices.Equal(got, want) {
-		t.Errorf("got status %d, %s; want %s\n%s", status, got, want, log)
+	want := []string{"start", "cannot count in Redis", "counting in Redis again", "told Redis what it lacked",
+		"told Redis what it lacked", "stopping", "waiting until the other instances know what was counted here", "stop"}
+	if code != 0 || !slices.Equal(got, want) {
+		t.Errorf("got status %d, %q; want %q\n%s", code, got, want, log)
 	}
-	for _, part := range []string{"redis=" + proxy.Addr().String(), "go=go1.", "version=", `cause="` + proxy.Addr().String() + ": "} {
-		if !strings.Contains(log, part) {
-			t.Errorf("no %q in the log:\n%s", part, log)
+	for _, part := range []string{" redis=" + addr, " go=go1.", " version=dev", ` cause="` + addr + ": ", " after=", " requests="} {
+		if !strings.Contains(log, part) || strings.Contains(log, "secret") {
+			t.Errorf("want %q, and no password, in the log:\n%s", part, log)
 		}
 	}
 }
-
-// A line that arrives in parts stays one line, however long.
-func TestLineInParts(t *testing.T) {
-	t.Parallel()
-	p := startProcess(t)
-	for _, tt := range []struct{ head, rest string }{
-		{"GET /?", " HTTP/1.1\r\nHost: a\r\n\r\n"},
-		{"GET / HTTP/1.1\r\nHost: a\r\nX: ", "B: c\r\n\r\n"},
-	} {
-		nc := dial(t, p)
-		line := tt.head[strings.LastIndex(tt.head, "\n")+1:]
-		io.WriteString(nc, tt.head+strings.Repeat("a", 4095-len(line)))
-		time.Sleep(50 * time.Millisecond)
-		if got := request(nc, strings.Repeat("a", 2000)+tt.rest); got != "HTTP/1.1 200 OK" {
-			t.Errorf("%q: got %q, want 200", tt.head, got)
-		}
-	}
-}
-
-func dial(t *testing.T, p *process) net.Conn {
-	nc, err := net.Dial("tcp", p.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { nc.Close() })
-	return nc
-}
-
-// request sends text and returns the first line of the answer, or nothing.
-func request(nc net.Conn, text string) string {
-	go io.WriteString(nc, text)
-	line, _ := bufio.NewReader(nc).ReadString('\n')
-	return strings.TrimRight(line, "\r\n")
-}
-
-// Slow and malformed clients get what HTTP says and hold nobody up.
-func TestBadClients(t *testing.T) {
-	t.Parallel()
-	p := startProcess(t)
-	dial(t, p) // says nothing
-	for _, tt := range []struct{ request, status string }{
-		{"nonsense\r\n\r\n", "HTTP/1.1 400"},
-		{"GET / HTTP/1.1\r\nHost: a\r\nX: " + strings.Repeat("x", 32<<10) + "\r\n\r\n", "HTTP/1.1 431"},
-		{"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc", "HTTP/1.1 200"},
-	} {
-		if line := request(dial(t, p), tt.request); !strings.HasPrefix(line, tt.status) {
-			t.Errorf("%.30q: got %q, want %s", tt.request, line, tt.status)
-		}
-	}
-	if a, err := ask(p.url); err != nil || a.n != 2 || a.total != 2 {
-		t.Errorf("got %+v, %v; want request 2", a, err)
-	}
-}
-
-// The server leaves the number of processors to Go, and closes no idle
-// connection before a load balancer does.
-func TestServer(t *testing.T) {
-	before := runtime.GOMAXPROCS(0)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := run(ctx, config{addr: "127.0.0.1:0", key: "k"}); err != nil || runtime.GOMAXPROCS(0) != before {
-		t.Errorf("got %v, %d processors; want %d", err, runtime.GOMAXPROCS(0), before)
-	}
-	s := newServer(nil, 20*time.Second)
-	if s.IdleTimeout <= 600*time.Second || s.WriteTimeout <= 40*time.Second || s.ReadTimeout+2*learnInterval >= drainTimeout {
-		t.Errorf("got an idle time-out of %v, one for answers of %v, one for requests of %v", s.IdleTimeout, s.WriteTimeout, s.ReadTimeout)
-	}
-}
-
-const acl = "-@all +ping +auth +get +incrby +hget +hset +hsetnx +hexists +hdel +hlen +hgetall +eval +evalsha"
 
 // Compose and the chart give their Redis user what the README says that the service needs.
-func TestACLIsTheSameEverywhere(t *testing.T) {
+func TestPermissionsAreTheSameEverywhere(t *testing.T) {
 	t.Parallel()
-	plain := strings.NewReplacer("'", "", "- ", "") // without YAML's quotes and list items
+	const permissions = "-@all +ping +auth +get +incrby +hget +hset +hlen +hgetall +eval +evalsha"
+	plain := strings.NewReplacer("'", "", `"`, "", ",", "", "[", "", "]", "") // without YAML's signs
 	for _, file := range []string{"docker-compose.yml", "helm/templates/redis-deployment.yaml", "README.md"} {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if words := strings.Join(strings.Fields(plain.Replace(string(text))), " "); !strings.Contains(words, acl) {
-			t.Errorf("%s does not have %s", file, acl)
+		words := strings.Join(strings.Fields(plain.Replace(string(text))), " ")
+		if !strings.Contains(words, permissions) {
+			t.Errorf("%s does not have %s", file, permissions)
 		}
 	}
 }
 
-// A proxy passes bytes between clients and Redis, and has faults to order.
-type proxy struct {
-	net.Listener
-	target string
-
-	mu    sync.Mutex
-	moved *sync.Cond
-	fault fault
-	conns map[net.Conn]bool
-}
-
-type fault int
-
-const (
-	none    fault = iota
-	refuse        // connections are reset
-	swallow       // commands pass, replies vanish
-	vanish        // nothing passes in either direction
-	hold          // nothing passes until the fault ends; then all does, though the client may be gone
-)
-
-func newProxy(t *testing.T, url string) *proxy {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+// The limits leave time: for a load balancer to close an idle connection first, for a request
+// that waits for another one, and for the other instances to read what one has counted that ends.
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	s := newServer(nil, 20*time.Second)
+	if s.IdleTimeout <= 600*time.Second || s.WriteTimeout <= 80*time.Second ||
+		s.ReadTimeout+maxInterval*3/2 >= drainTimeout {
+		t.Errorf("got %v for idle connections, %v for answers, %v for requests",
+			s.IdleTimeout, s.WriteTimeout, s.ReadTimeout)
 	}
-	p := &proxy{Listener: l, target: mustParse(t, url, 0).addr, conns: map[net.Conn]bool{}}
-	p.moved = sync.NewCond(&p.mu)
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() { p.serve(client) })
+	c := newCounter("host:1", "k", refusing(t))
+	for entries, want := range map[int]time.Duration{0: time.Second, 1000: 1500 * time.Millisecond, 80_000: 3 * time.Second} {
+		for i := range entries {
+			c.ledger[strconv.Itoa(i)] = entry{}
 		}
-	})
-	t.Cleanup(func() { l.Close(); p.set(none); p.reset(); wg.Wait() })
-	return p
-}
-
-func (p *proxy) set(f fault) {
-	p.mu.Lock()
-	p.fault = f
-	p.mu.Unlock()
-	p.moved.Broadcast()
-	if f == refuse {
-		p.reset()
-	}
-}
-
-// reset resets every connection.
-func (p *proxy) reset() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for nc := range p.conns {
-		nc.(*net.TCPConn).SetLinger(0)
-		nc.Close()
-	}
-}
-
-func (p *proxy) serve(client net.Conn) {
-	server, err := net.Dial("tcp", p.target)
-	if err != nil {
-		client.Close()
-		return
-	}
-	p.mu.Lock()
-	p.conns[client] = true
-	refused := p.fault == refuse
-	p.mu.Unlock()
-	if refused {
-		p.reset()
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() { p.copy(server, client, true) })
-	wg.Go(func() { p.copy(client, server, false) })
-	wg.Wait()
-	p.mu.Lock()
-	delete(p.conns, client)
-	p.mu.Unlock()
-}
-
-func (p *proxy) copy(to, from net.Conn, command bool) {
-	defer to.Close()
-	buf := make([]byte, 64<<10)
-	for {
-		n, err := from.Read(buf)
-		p.mu.Lock()
-		for p.fault == hold {
-			p.moved.Wait()
+		if got := c.interval(); len(c.ledger) == entries && got != want {
+			t.Errorf("with %d entries: got an interval of %v, want %v", entries, got, want)
 		}
-		f := p.fault
-		p.mu.Unlock()
-		if n > 0 && (f == none || f == swallow && command) {
-			to.Write(buf[:n])
-		}
-		if err != nil {
-			return
-		}
-	}
-}
-
-// A tally is what the clients of one counter were told.
-type tally struct {
-	mu       sync.Mutex
-	instance []int64
-	cluster  []int64 // of those answered with one
-}
-
-// load has 16 clients ask c until stop is closed.
-func load(c *counter, stop <-chan struct{}) *tally {
-	var t tally
-	var wg sync.WaitGroup
-	for range 16 {
-		wg.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				case <-time.After(time.Millisecond):
-				}
-				n, total, err := c.next()
-				t.mu.Lock()
-				t.instance = append(t.instance, n)
-				if err == nil {
-					t.cluster = append(t.cluster, total)
-				}
-				t.mu.Unlock()
-			}
-		})
-	}
-	wg.Wait()
-	return &t
-}
-
-// Whatever happens to Redis and to the network, the total ends up as the
-// number of requests answered, and each instance's numbers have no gap.
-func TestFaults(t *testing.T) {
-	const short, long = 100 * time.Millisecond, 5 * time.Second
-	lasts := func(f fault, d time.Duration) func(*proxy, func()) {
-		return func(p *proxy, _ func()) { p.set(f); time.Sleep(d); p.set(none) }
-	}
-	for _, tt := range []struct {
-		name    string
-		timeout time.Duration
-		fault   func(p *proxy, forget func())
-		loses   bool // Redis loses its memory: numbers may repeat
-		fails   bool // some requests must be answered without a number; else none may be
-	}{
-		{name: "connections reset", timeout: long, fault: func(p *proxy, _ func()) {
-			for range 20 {
-				p.reset()
-				time.Sleep(5 * time.Millisecond)
-			}
-		}},
-		{name: "replies swallowed", timeout: 2 * time.Second, fault: func(p *proxy, _ func()) {
-			p.set(swallow)
-			time.Sleep(50 * time.Millisecond)
-			p.reset()
-			p.set(none)
-		}},
-		{name: "commands delivered after they were given up", timeout: short, fault: lasts(hold, 3*short), fails: true},
-		{name: "refused for less than the timeout", timeout: long, fault: lasts(refuse, 200*time.Millisecond)},
-		{name: "refused for more than the timeout", timeout: short, fault: lasts(refuse, 3*short), fails: true},
-		{name: "silent for less than the timeout", timeout: 2 * time.Second, fault: lasts(vanish, 500*time.Millisecond)},
-		{name: "silent for more than the timeout", timeout: short, fault: lasts(vanish, 3*short), fails: true},
-		{name: "emptied", timeout: long, loses: true, fault: func(_ *proxy, forget func()) {
-			for range 10 {
-				forget()
-				time.Sleep(10 * time.Millisecond)
-			}
-		}},
-		{name: "gone and back empty, for more than the timeout", timeout: short, loses: true, fails: true, fault: func(p *proxy, forget func()) {
-			p.set(refuse)
-			forget()
-			time.Sleep(3 * short)
-			p.set(none)
-		}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			url := startRedis(t)
-			p := newProxy(t, url)
-			key := newKey(t, url)
-			s := mustParse(t, url, tt.timeout)
-			s.addr = p.Addr().String()
-			counters := []*counter{newCounter("faulty:1", key, s), newCounter("steady:1", key, mustParse(t, url, long))}
-			var ends []func(time.Duration)
-			var tallies [2]*tally
-			stop := make(chan struct{})
-			var wg sync.WaitGroup
-			for i, c := range counters {
-				c.heartbeat() // all connections are dialed before the fault
-				ends = append(ends, start(t, c))
-				wg.Go(func() { tallies[i] = load(c, stop) })
-			}
-			time.Sleep(50 * time.Millisecond)
-			tt.fault(p, func() { forget(t, url, key) })
-			time.Sleep(150 * time.Millisecond)
-			close(stop)
-			wg.Wait()
-
-			faulty, steady := tallies[0], tallies[1]
-			want := int64(len(faulty.instance) + len(steady.instance))
-			for began := time.Now(); redisTotal(t, url, key) != want && time.Since(began) < 5*time.Second; {
-				time.Sleep(20 * time.Millisecond) // until the heartbeats
-			}
-			for _, when := range []string{"while the instances run", "after they have ended"} {
-				if got := redisTotal(t, url, key); got != want {
-					t.Errorf("%s: got the total %d, want %d", when, got, want)
-				}
-				for _, end := range ends {
-					end(0)
-				}
-			}
-			oneTo(t, "the faulty instance", faulty.instance)
-			oneTo(t, "the steady instance", steady.instance)
-			if failed := len(faulty.instance) - len(faulty.cluster); (failed > 0) != tt.fails {
-				t.Errorf("%d of %d requests had no number of the cluster; want some: %t", failed, len(faulty.instance), tt.fails)
-			}
-			if len(steady.cluster) != len(steady.instance) {
-				t.Errorf("the steady instance failed %d requests", len(steady.instance)-len(steady.cluster))
-			}
-			all := slices.Sorted(slices.Values(slices.Concat(faulty.cluster, steady.cluster)))
-			if n := len(slices.Compact(slices.Clone(all))); n != len(all) && !tt.loses {
-				t.Errorf("got %d numbers in %d answers", n, len(all))
-			}
-		})
+		clear(c.ledger)
 	}
 }
 
@@ -980,11 +748,14 @@ func TestFaults(t *testing.T) {
 func TestBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var commands atomic.Int64
-		f := &fakeRedis{answer: func(cmd []string) string {
+		f := fakeRedis(func(cmd []string) string {
+			if cmd[0] == "DIAL" {
+				return "+OK"
+			}
 			n := commands.Add(1)
 			time.Sleep(100 * time.Millisecond)
 			return fmt.Sprintf(":%d\r\n", 10*n)
-		}}
+		})
 		c := newCounter("host:1", "k", f.server(t, "redis://fake"))
 		type told struct {
 			n, total int64
@@ -1021,507 +792,727 @@ func TestBatches(t *testing.T) {
 	})
 }
 
-// While Redis is down, requests are answered at once, and the instance tries at
-// most once a second.
-func TestDown(t *testing.T) {
+// An instance that is asked by hand has one connection.
+func TestOneConnectionWhereOneDoes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var mu sync.Mutex
-		var counts []int // that were sent since they were last taken
-		take := func() []int {
-			mu.Lock()
-			defer mu.Unlock()
-			defer func() { counts = nil }()
-			return slices.Sorted(slices.Values(counts))
-		}
-		f := &fakeRedis{answer: func(cmd []string) string {
-			mu.Lock()
-			defer mu.Unlock()
-			if cmd[0] == "EVALSHA" {
-				n, _ := strconv.Atoi(cmd[7])
-				counts = append(counts, n)
-			}
-			return zero(cmd)
-		}}
-		f.gone.Store(true)
-		c := newCounter("host:1", "k", f.server(t, "redis://fake"))
-		end := start(t, c)
-		time.Sleep(10 * time.Second)
-		before := len(f.dials())
-		time.Sleep(10 * time.Second)
-		if n := len(f.dials()) - before; n < 9 || n > 11 {
-			t.Errorf("got %d attempts in 10 s, want about 10", n)
-		}
-		for want := range int64(3) {
-			began := time.Now()
-			if n, _, err := c.next(); n != want+1 || err == nil || time.Since(began) != 0 {
-				t.Errorf("got request %d, %v after %v; want %d and an error at once", n, err, time.Since(began), want+1)
-			}
-		}
-		if err := c.status().notReady; err == nil || err.Error() != "fake:6379: connection refused" {
-			t.Errorf("ready says %v, want fake:6379: connection refused", err)
-		}
-		f.gone.Store(false)
-		time.Sleep(time.Second)
-		if sent := take(); len(sent) == 0 || sent[len(sent)-1] != 3 || !c.status().up {
-			t.Errorf("got counts %d once Redis was up; want one of 3, which were owed", sent)
-		}
-		time.Sleep(10 * time.Second)
-		if n := len(take()); n != 10*connections {
-			t.Errorf("got %d heartbeats in 10 s, want 10 of each connection", n)
-		}
-		end(0)
-	})
-}
-
-// Connections that have died in silence do not keep an instance from reporting
-// back, each for half of the timeout.
-func TestAllDeadInSilence(t *testing.T) {
-	for _, tt := range []struct {
-		name    string
-		timeout time.Duration
-		gone    time.Duration // for so long no fresh connection is there, and a request fails
-		within  time.Duration // of Redis' return
-	}{
-		{name: "while Redis is away", timeout: time.Second, gone: 1300 * time.Millisecond, within: time.Second},
-		{name: "an idle instance", timeout: time.Second, within: 2 * time.Second},
-		{name: "an idle instance, with the timeout of the chart", timeout: 5 * time.Second, within: 5 * time.Second},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				var sent atomic.Int64
-				f := &fakeRedis{answer: func(cmd []string) string {
-					if cmd[0] == "EVALSHA" {
-						sent.Add(1)
-					}
-					return zero(cmd)
-				}}
-				s := f.server(t, "redis://fake")
-				s.timeout = tt.timeout
-				c := newCounter("host:1", "k", s)
-				end := start(t, c)
-				time.Sleep(100 * time.Millisecond)
-				f.muted.Store(connections)
-				if tt.gone > 0 {
-					f.gone.Store(true)
-					began := time.Now()
-					if _, _, err := c.next(); err == nil {
-						t.Error("got no error, want one")
-					}
-					time.Sleep(tt.gone - time.Since(began)) // in which two or three are dialed again
-					f.gone.Store(false)
-				}
-				sent.Store(0)
-				time.Sleep(tt.within)
-				if n := sent.Load(); n < connections || !c.status().up {
-					t.Errorf("got %d counts in %v, up %t; want one of each of %d connections", n, tt.within, c.status().up, connections)
-				}
-				dials := len(f.dials())
-				if tt.gone == 0 && dials != 2*connections {
-					t.Errorf("got %d dials, want two for each of %d connections", dials, connections)
-				}
-				time.Sleep(5 * time.Second)
-				if n := len(f.dials()); n != dials {
-					t.Errorf("got %d more dials in the 5 s after that, want none", n-dials)
-				}
-				end(0)
-			})
-		})
-	}
-}
-
-// After an outage MOVED leads each connection on at once, also where the node
-// that it led to before does not come back, and so it does at the end.
-func TestMovedAfterOutage(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var owner atomic.Pointer[string]
-		move := func(addr string) { owner.Store(&addr) }
-		move("old:1")
-		pointer := &fakeRedis{answer: func([]string) string { return "-MOVED 866 " + *owner.Load() + "\r\n" }}
-		var told atomic.Bool
-		node := &fakeRedis{answer: func(cmd []string) string {
-			if cmd[0] == "EVAL" {
-				told.Store(true)
-			}
-			return zero(cmd)
-		}}
-		s := pointer.server(t, "redis://fake")
-		dialPointer, dialNode := s.dial, node.server(t, "redis://fake").dial
-		s.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
-			switch addr {
-			case "fake:6379":
-				return dialPointer(ctx, network, addr)
-			case *owner.Load():
-				return dialNode(ctx, network, addr)
-			}
-			return nil, errors.New("no route to host")
-		}
-		c := newCounter("host:1", "k", s)
-		end := start(t, c)
-		time.Sleep(time.Second) // all connections are dialed at the first owner
-		pointer.gone.Store(true)
-		node.gone.Store(true)
-		node.muted.Store(connections)
-		if _, _, err := c.next(); err == nil {
-			t.Error("got no error, want one")
-		}
-		time.Sleep(10 * time.Second)
-		move("new:1")
-		pointer.gone.Store(false)
-		node.gone.Store(false)
-		time.Sleep(heartbeatInterval)
-		if s := c.status(); !s.up {
-			t.Error("Redis is taken to be down a second after it is back")
-		}
-		end(time.Second)
-		if !told.Load() {
-			t.Error("the node was not told of the end")
-		}
-	})
-}
-
-// A batch that waits for a connection as Redis goes down fails too, and is owed.
-func TestWaitingBatchIsOwed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := &fakeRedis{}
-		f.gone.Store(true)
-		c := newCounter("host:1", "k", f.server(t, "redis://fake"))
-		var wg sync.WaitGroup
-		for i := range connections + 2 {
-			wg.Go(func() {
-				time.Sleep(time.Duration(i) * time.Millisecond) // one batch for each connection, the last two wait
-				if _, _, err := c.next(); err == nil {
-					t.Error("got no error, want one")
-				}
-			})
-		}
-		wg.Wait()
-		sum := c.owed
-		for range connections {
-			sum += (<-c.pool).count
-		}
-		if sum != connections+2 || c.status().n != sum {
-			t.Errorf("got %d requests for later commands of %d counted, want %d", sum, c.status().n, connections+2)
-		}
-	})
-}
-
-// A batch that fails wakes the heartbeat, which would sleep out its second.
-func TestFailedBatchWakesHeartbeat(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := &fakeRedis{answer: zero}
-		s := f.server(t, "redis://fake")
-		s.timeout = 200 * time.Millisecond
-		c := newCounter("host:1", "k", s)
-		end := start(t, c)
-		time.Sleep(100 * time.Millisecond) // after the first heartbeat
-		closeAll(c)
-		f.gone.Store(true)
-		if _, _, err := c.next(); err == nil {
-			t.Error("got no error, want one")
-		}
-		f.gone.Store(false)
-		time.Sleep(200 * time.Millisecond)
-		if !c.status().up {
-			t.Error("Redis is taken to be down 200 ms after it is back")
-		}
-		end(0)
-	})
-}
-
-// An instance without requests sees those of the others.
-func TestHeartbeatSeesTheCluster(t *testing.T) {
-	t.Parallel()
-	url := startRedis(t)
-	key := newKey(t, url)
-	busy := newCounter("busy:1", key, mustParse(t, url, 5*time.Second))
-	idle := newCounter("idle:1", key, mustParse(t, url, 5*time.Second))
-	idle.next()
-	for want := int64(2); want < 5; want++ {
-		busy.next()
-		idle.heartbeat()
-		if s := idle.status(); s.total != want {
-			t.Errorf("the idle instance sees %d, want %d", s.total, want)
-		}
-	}
-}
-
-// After a restart of Redis all that have ended are compared, not only their number.
-func TestEndedAreComparedAfterRestart(t *testing.T) {
-	t.Parallel()
-	url := startRedis(t)
-	key := newKey(t, url)
-	other := newCounter("other:1", key, mustParse(t, url, 5*time.Second))
-	other.next()
-	endWithin(other, 0)
-	c := newCounter("host:1", key, mustParse(t, url, 5*time.Second))
-	c.ended["forgotten:1/X"] = "5"
-	c.heartbeat()
-	if n := redisTotal(t, url, key); n != 6 || c.ended[other.id] != "1" {
-		t.Errorf("got the total %d and %v, want 6 and %s", n, c.ended, other.id)
-	}
-}
-
-// Where Redis has forgotten those that had ended, and as many have ended since,
-// all are compared too.
-func TestEndedAreComparedWhereAsMany(t *testing.T) {
-	t.Parallel()
-	url := startRedis(t)
-	key := newKey(t, url)
-	c := newCounter("host:1", key, mustParse(t, url, 5*time.Second))
-	defer closeAll(c)
-	for i := range 3 {
-		other := newCounter(fmt.Sprint("other:", i), key, mustParse(t, url, 5*time.Second))
-		other.next()
-		if i > 0 {
-			forget(t, url, key)
-		}
-		endWithin(other, 0)
-		for range connections { // the next heartbeat ends with another connection
-			c.heartbeat()
+		s := &scripted{}
+		c := newCounter("host:1", "k", fakeRedis(s.answer).server(t, "redis://fake"))
+		for range 20 {
 			c.next()
 		}
-		if n, want := redisTotal(t, url, key), c.status().n+int64(i)+1; n != want || len(c.ended) != i+1 {
-			t.Errorf("after %d had ended: got the total %d and %v, want %d", i+1, n, c.ended, want)
-		}
-	}
-}
-
-// An instance is noted as ended also where another one ended a moment before, so
-// that their number is the one that it expects.
-func TestEndBesideAnother(t *testing.T) {
-	t.Parallel()
-	url := startRedis(t)
-	key := newKey(t, url)
-	other := newCounter("other:1", key, mustParse(t, url, 5*time.Second))
-	c := newCounter("host:1", key, mustParse(t, url, 5*time.Second))
-	for range connections {
-		c.heartbeat()
-		c.next() // the next heartbeat begins with another connection
-	}
-	endWithin(other, 0)
-	endWithin(c, 0)
-	if n := askRedis(t, url, "HLEN", "{"+key+"}:ended"); n != 2 {
-		t.Errorf("got %d ended, want 2", n)
-	}
-}
-
-// An instance that has counted nothing does not wait for a Redis that is away.
-func TestEndWithNothingToTell(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := newCounter("host:1", "k", refused(t))
-		c.heartbeat()
-		began := time.Now()
-		c.end(t.Context())
-		if took := time.Since(began); took != 0 {
-			t.Errorf("took %v, want no time", took)
+		if closeAll(c); len(s.gotDials) != 1 || len(c.ledger) != 1 {
+			t.Errorf("got %d connections and %d entries, want one", len(s.gotDials), len(c.ledger))
 		}
 	})
 }
 
-// An instance that ends stays until the others have had a heartbeat to learn of
-// it, and tells Redis again where that has forgotten meanwhile.
-func TestEndWaitsUntilOthersKnow(t *testing.T) {
+// A network is the way to a Redis, with faults.
+type network struct {
+	do    func(cmd []string) string // the Redis
+	fault atomic.Pointer[string]    // what comes of all commands and dials; nil for none
+}
+
+func (n *network) server(t *testing.T, url string) *redisServer {
+	return fakeRedis(func(cmd []string) string {
+		switch fault := n.fault.Load(); {
+		case fault != nil:
+			return *fault
+		case cmd[0] == "DIAL" || cmd[0] == "AUTH":
+			return "+OK\r\n"
+		}
+		return n.do(cmd)
+	}).server(t, url)
+}
+
+// What users see while Redis fails: for less than REDIS_TIMEOUT no error, for longer a 503 after
+// twice that at the most and then at once, and soon after its return the number again. Whatever
+// happens, each request is counted once.
+func TestRedisFails(t *testing.T) {
+	const loading, noPassword, password = "-LOADING Redis is loading\r\n", "redis://fake", "redis://:secret@fake"
 	for _, tt := range []struct {
 		name    string
-		n       int64
-		loses   bool // the first reply
-		silent  bool // the connections from before
-		forgets bool // after a second
-		another bool // has ended then
-		closes  bool // connections, after 1.5 s
-		told    int
-		took    time.Duration
+		url     string
+		timeout time.Duration
+		fault   string
+		lasts   time.Duration
+		fails   bool
 	}{
-		{name: "Redis remembers", n: 1, told: 1, took: 1500 * time.Millisecond},
-		{name: "Redis forgets", n: 1, forgets: true, told: 2, took: 3 * time.Second},
-		{name: "Redis forgets it, and another one has ended", n: 1, forgets: true, another: true, told: 2, took: 3 * time.Second},
-		{name: "Redis is away for a moment", n: 1, closes: true, told: 1, took: 3100 * time.Millisecond},
-		{name: "connections dead in silence", n: 1, silent: true, told: 1, took: 1500 * time.Millisecond},
-		{name: "the reply is lost", n: 1, loses: true, told: 1, took: 1600 * time.Millisecond},
-		{name: "nothing was counted", told: 1},
-		{name: "nothing was counted, and the reply is lost", loses: true, told: 1, took: 100 * time.Millisecond},
+		{"refuses for 0.95 s", noPassword, time.Second, closed, 950 * time.Millisecond, false},
+		{"refuses for 0.95 s, with a password", password, time.Second, closed, 950 * time.Millisecond, false},
+		{"is silent for 0.95 s", noPassword, time.Second, silent, 950 * time.Millisecond, false},
+		{"is silent for 0.95 s, with a password", password, time.Second, silent, 950 * time.Millisecond, false},
+		{"loads for 0.95 s, with a password", password, time.Second, loading, 950 * time.Millisecond, false},
+		{"refuses for 4.8 of 5 s", noPassword, 5 * time.Second, closed, 4800 * time.Millisecond, false},
+		{"is silent for 4.8 of 5 s", noPassword, 5 * time.Second, silent, 4800 * time.Millisecond, false},
+		{"refuses for 5 s", noPassword, time.Second, closed, 5 * time.Second, true},
+		{"is silent for 5 s", noPassword, time.Second, silent, 5 * time.Second, true},
+		{"loads for 5 s", password, time.Second, loading, 5 * time.Second, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			url := startRedis(t)
+			key := newKey(t, url)
+			n := &network{do: dialRedis(t, url)}
+			var numbers, totals []int64
 			synctest.Test(t, func(t *testing.T) {
+				s := n.server(t, tt.url)
+				s.timeout = tt.timeout
+				c := newCounter("host:1", key, s)
+				start(t, c)
 				var mu sync.Mutex
-				told, other, ended := 0, "$9\r\nother:1/X\r\n$1\r\n5\r\n", ""
+				var wg sync.WaitGroup
 				began := time.Now()
-				f := &fakeRedis{answer: func(cmd []string) string {
+				fails, returns := time.Second, time.Second+tt.lasts
+				known := fails + 2*tt.timeout + maxPause        // by then Redis is known to be down
+				again := returns + retryInterval + tt.timeout/2 // by then it is known to be back
+				ask := func() {
+					asked := time.Since(began)
+					n, total, err := c.next()
+					took := time.Since(began) - asked
 					mu.Lock()
 					defer mu.Unlock()
-					switch {
-					case tt.closes && time.Since(began) == learnInterval:
-						return "close"
-					case cmd[0] == "EVAL":
-						told, ended = told+1, fmt.Sprintf("$%d\r\n%s\r\n$1\r\n%s\r\n", len(cmd[7]), cmd[7], cmd[8])
-						if tt.loses {
-							return "close"
-						}
-					case cmd[0] == "HLEN":
-						return fmt.Sprintf(":%d\r\n", strings.Count(other+ended, "\n")/4)
-					case cmd[0] == "HGETALL":
-						return fmt.Sprintf("*%d\r\n", strings.Count(other+ended, "\n")/2) + other + ended
+					if numbers = append(numbers, n); err == nil {
+						totals = append(totals, total)
 					}
-					return ":1\r\n"
-				}}
-				c := newCounter("host:1", "k", f.server(t, "redis://fake"))
-				c.n, c.owed = tt.n, tt.n
-				c.ended["other:1/X"] = "5"
-				if tt.silent {
-					c.heartbeat()
-					f.muted.Store(connections)
+					quick := asked+took < fails || asked > again || asked > known && asked < returns
+					if took > 2*tt.timeout+maxPause || quick && took > 0 || err != nil && (asked < fails-2*tt.timeout || asked > again) {
+						t.Errorf("asked after %v: answered after %v, %v", asked, took, err)
+					}
 				}
-				if tt.forgets {
-					time.AfterFunc(time.Second, func() {
-						mu.Lock()
-						defer mu.Unlock()
-						ended = ""
-						if tt.another {
-							other += "$9\r\nafter:1/X\r\n$1\r\n5\r\n"
-						}
-					})
+				for time.Since(began) < again+time.Second {
+					switch time.Since(began) {
+					case fails:
+						n.fault.Store(&tt.fault)
+					case returns:
+						n.fault.Store(nil)
+					}
+					wg.Go(ask)
+					time.Sleep(25 * time.Millisecond)
 				}
-				c.end(t.Context())
-				if took := time.Since(began); told != tt.told || took != tt.took {
-					t.Errorf("told %d times in %v, want %d in %v", told, took, tt.told, tt.took)
-				}
+				wg.Wait()
+				time.Sleep(syncInterval)
 			})
+			if failed := len(numbers) - len(totals); failed > 0 != tt.fails {
+				t.Errorf("got %d errors, want some: %t", failed, tt.fails)
+			}
+			if got, want := redisTotal(t, url, key), int64(len(numbers)); got != want {
+				t.Errorf("got the total %d, want %d", got, want)
+			}
+			oneTo(t, "the instance", numbers)
+			slices.Sort(totals)
+			if n := len(slices.Compact(slices.Clone(totals))); n != len(totals) {
+				t.Errorf("got %d different numbers of the cluster in %d answers", n, len(totals))
+			}
 		})
 	}
 }
 
-// Heartbeats read those that have ended once for a TCP connection, else only how
-// many they are, and tell Redis of none that it has. An instance's own counts go first.
-func TestEndedAreReadOnce(t *testing.T) {
-	for name, replies := range map[string]map[string]string{
-		"none has ended": {"HLEN": ":0\r\n", "HEXISTS": ":0\r\n", "HGETALL": "*0\r\n", "EVALSHA": ":5\r\n"},
-		"one has ended":  {"HLEN": ":1\r\n", "HEXISTS": ":1\r\n", "HGETALL": "*2\r\n$3\r\na/X\r\n$1\r\n5\r\n", "EVALSHA": ":5\r\n"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				sent := map[string]int{}
-				f := &fakeRedis{answer: func(cmd []string) string {
-					if cmd[0] != "EVALSHA" && sent["EVALSHA"]%connections != 0 {
-						t.Errorf("got %s after %d counts", cmd[0], sent["EVALSHA"])
-					}
-					sent[cmd[0]]++
-					return replies[cmd[0]]
-				}}
-				c := newCounter("host:1", "k", f.server(t, "redis://fake"))
-				for i := range 4 {
-					if err := c.heartbeat(); err != nil {
-						t.Error(err)
-					}
-					if i >= 2 {
-						closeAll(c)
-					}
-				}
-				if want := map[string]int{"EVALSHA": 4 * connections, "HLEN": 2, "HEXISTS": 2, "HGETALL": 2}; !reflect.DeepEqual(sent, want) {
-					t.Errorf("got %v, want %v", sent, want)
-				}
-			})
-		})
-	}
-}
-
-// A connection that Redis closes is dialed again, the others are kept.
-func TestOneClosed(t *testing.T) {
+// When Redis forgets, the number continues from the very next answer, whoever gives it, and the
+// counts of instances that have ended or crashed stay.
+func TestRedisForgets(t *testing.T) {
+	t.Parallel()
+	url := startRedis(t)
+	key := newKey(t, url)
+	n := &network{do: dialRedis(t, url)}
 	synctest.Test(t, func(t *testing.T) {
-		closing := false
-		f := &fakeRedis{answer: func(cmd []string) string {
-			if closing {
-				closing = false
-				return "close"
-			}
-			return zero(cmd)
-		}}
-		c := newCounter("host:1", "k", f.server(t, "redis://fake"))
-		for range 3 {
-			if err := c.heartbeat(); err != nil {
-				t.Error(err)
-			}
-			closing = true
+		var counters [4]*counter
+		var crash [4]func()
+		for i := range counters {
+			c := newCounter(fmt.Sprint("host:", i), key, n.server(t, "redis://fake"))
+			ctx, cancel := context.WithCancel(context.Background())
+			go c.run(ctx)
+			counters[i], crash[i] = c, cancel
+			defer closeAll(c)
+			defer cancel()
 		}
-		closeAll(c)
-		if n := len(f.dials()); n != connections+2 {
-			t.Errorf("got %d dials, want %d, and one for each that was closed", n, connections)
+		for i := range 60 {
+			counters[i%3].next()
+		}
+		time.Sleep(time.Second)
+		for _, step := range []struct {
+			name  string
+			does  func()
+			asked int
+			want  int64
+		}{
+			{"Redis forgets", func() {}, 0, 61},
+			{"an instance crashes", crash[1], 0, 62},
+			{"nothing more", func() {}, 2, 63},
+			{"an instance ends", func() { crash[0](); counters[0].end(t.Context()) }, 2, 64},
+			{"one is asked that has never counted", func() {}, 3, 65},
+			{"another one is asked", func() {}, 2, 66},
+		} {
+			step.does()
+			time.Sleep(time.Second)
+			n.do(forget(key))
+			if _, got, err := counters[step.asked].next(); got != step.want || err != nil {
+				t.Errorf("%s: got %d, %v; want %d", step.name, got, err, step.want)
+			}
 		}
 	})
 }
 
-// What is owed at the end is told while Redis comes back within the time given.
-func TestEndWhileRedisIsAway(t *testing.T) {
-	t.Parallel()
-	url := startRedis(t)
-	p := newProxy(t, url)
-	key := newKey(t, url)
-	s := mustParse(t, url, 50*time.Millisecond)
-	s.addr = p.Addr().String()
-	p.set(refuse)
-	c := newCounter("host:1", key, s)
-	end := start(t, c)
-	for range 7 {
-		c.next()
-	}
-	time.AfterFunc(300*time.Millisecond, func() { p.set(none) })
-	end(5 * time.Second)
-	if n := redisTotal(t, url, key); n != 7 {
-		t.Errorf("got the total %d, want 7", n)
-	}
-	if n := askRedis(t, url, "HLEN", "{"+key+"}:instances"); n != 0 {
-		t.Errorf("the ledger has %d entries, want 0", n)
-	}
-}
-
-// What ended instances have counted outlives Redis' memory, as long as one
-// instance lives that has learned of them.
-func TestEndedOutliveMemory(t *testing.T) {
+// Where many requests find that Redis has forgotten, one sync does for all.
+func TestOneSyncForAll(t *testing.T) {
 	t.Parallel()
 	url := startRedis(t)
 	key := newKey(t, url)
-	var counters []*counter
-	for i := range 5 {
-		counters = append(counters, newCounter("host:"+strconv.Itoa(i), key, mustParse(t, url, 5*time.Second)))
-	}
-	for i := range 101 {
-		counters[i%5].next()
-	}
-	for i := 4; i > 0; i-- {
-		endWithin(counters[i], 0)
-		for _, c := range counters[:i] {
-			c.heartbeat()
+	do := dialRedis(t, url)
+	synctest.Test(t, func(t *testing.T) {
+		var reads atomic.Int64
+		c := newCounter("host:1", key, (&network{do: func(cmd []string) string {
+			if cmd[0] == "HGETALL" {
+				reads.Add(1)
+			}
+			time.Sleep(10 * time.Millisecond)
+			return do(cmd)
+		}}).server(t, "redis://fake"))
+		var wg sync.WaitGroup
+		askAll := func() {
+			for range connections {
+				wg.Go(func() { c.next() })
+				time.Sleep(time.Millisecond)
+			}
+			wg.Wait()
 		}
-		forget(t, url, key)
-		for _, c := range counters[:i] {
-			c.heartbeat()
+		askAll()
+		do(forget(key))
+		askAll()
+		if closeAll(c); reads.Load() != 1 {
+			t.Errorf("got %d reads of the ledger, want 1", reads.Load())
 		}
-		if n := redisTotal(t, url, key); n != 101 {
-			t.Errorf("with %d instances left: got the total %d, want 101", i, n)
-		}
-	}
-	if _, n, err := counters[0].next(); n != 102 || err != nil {
-		t.Errorf("got %d, %v; want 102", n, err)
+	})
+	if got := redisTotal(t, url, key); got != 2*connections {
+		t.Errorf("got the total %d, want %d", got, 2*connections)
 	}
 }
 
-// Numbers beyond what Lua would write as 1e+08 or in 14 digits stay exact.
-func TestLargeNumbers(t *testing.T) {
+// How long an instance takes to end, and what Redis then knows.
+func TestEnd(t *testing.T) {
+	const others = 1500 * time.Millisecond // until each has read the ledger
+	for _, tt := range []struct {
+		name    string
+		asked   int           // requests
+		idle    time.Duration // after them
+		fault   string        // from then on
+		lasts   time.Duration
+		late    int           // requests as the fault begins
+		forgets time.Duration // from then on; -1 for at once
+		took    time.Duration
+		total   int64
+	}{
+		{name: "after a request", asked: 3, took: others, total: 3},
+		{name: "a second after a request", asked: 3, idle: time.Second, took: others - time.Second, total: 3},
+		{name: "idle", asked: 3, idle: 2 * time.Second, took: 0, total: 3},
+		{name: "nothing was counted", took: 0},
+		{name: "nothing was counted, Redis is away", fault: closed, lasts: time.Hour, took: 0},
+		{name: "Redis forgets", asked: 3, forgets: time.Second, took: 2 * others, total: 3},
+		{name: "idle, and Redis has forgotten", asked: 3, idle: 2 * time.Second, forgets: -1, took: others, total: 3},
+		{name: "Redis is away", asked: 3, fault: closed, lasts: 3 * time.Second, took: 3 * time.Second, total: 3},
+		{name: "counted while Redis is away", asked: 3, fault: closed, lasts: 3 * time.Second, late: 2,
+			took: 3*time.Second + others, total: 5},
+		{name: "a request under way", asked: 3, fault: silent, lasts: 400 * time.Millisecond, late: 1,
+			took: 500*time.Millisecond + others, total: 4},
+		{name: "Redis is away for good", asked: 3, fault: closed, lasts: time.Hour, took: drainTimeout, total: 3},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			url := startRedis(t)
+			key := newKey(t, url)
+			n := &network{do: dialRedis(t, url)}
+			synctest.Test(t, func(t *testing.T) {
+				c := newCounter("host:1", key, n.server(t, "redis://fake"))
+				syncNow(c)
+				for range tt.asked {
+					c.next()
+				}
+				time.Sleep(tt.idle)
+				if tt.fault != "" || tt.lasts > 0 {
+					n.fault.Store(&tt.fault)
+					time.AfterFunc(tt.lasts, func() { n.fault.Store(nil) })
+				}
+				if tt.forgets != 0 {
+					time.AfterFunc(tt.forgets, func() { n.do(forget(key)) })
+				}
+				for range tt.late {
+					go c.next()
+				}
+				synctest.Wait()
+				began := time.Now()
+				ctx, cancel := context.WithTimeout(t.Context(), drainTimeout)
+				defer cancel()
+				c.end(ctx)
+				if took := time.Since(began); took < tt.took || took > tt.took+200*time.Millisecond {
+					t.Errorf("took %v, want %v", took, tt.took)
+				}
+			})
+			if got := redisTotal(t, url, key); got != tt.total {
+				t.Errorf("got the total %d, want %d", got, tt.total)
+			}
+		})
+	}
+}
+
+// A wire carries commands to a Redis, each only when told to.
+type wire struct {
+	do func(cmd []string) string // the Redis
+
+	mu   sync.Mutex
+	sent []*packet // on their way
+	cut  bool      // nothing is carried any more
+	free bool      // everything is carried at once
+}
+
+type packet struct {
+	cmd    []string
+	answer chan string
+}
+
+func (w *wire) server(t *testing.T) *redisServer {
+	return fakeRedis(func(cmd []string) string {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		switch {
+		case w.cut:
+			return closed
+		case cmd[0] == "DIAL":
+			return "+OK"
+		case w.free:
+			return w.do(cmd)
+		}
+		p := &packet{cmd, make(chan string)}
+		w.sent = append(w.sent, p)
+		w.mu.Unlock()
+		defer w.mu.Lock()
+		return <-p.answer
+	}).server(t, "redis://fake")
+}
+
+// waiting returns how many packets are on their way.
+func (w *wire) waiting() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.sent)
+}
+
+// take takes packet i from the wire.
+func (w *wire) take(i int) *packet {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := w.sent[i]
+	w.sent = slices.Delete(w.sent, i, i+1)
+	return p
+}
+
+// deliver has Redis carry out packet i, whose reply comes or is lost with the connection.
+func (w *wire) deliver(i int, lost bool) {
+	p := w.take(i)
+	answer := w.do(p.cmd)
+	if lost {
+		answer = closed
+	}
+	p.answer <- answer
+	synctest.Wait()
+}
+
+// deliverAll delivers all packets, and those that follow.
+func (w *wire) deliverAll() {
+	for synctest.Wait(); w.waiting() > 0; {
+		w.deliver(0, false)
+	}
+}
+
+// open lets everything through.
+func (w *wire) open() {
+	w.mu.Lock()
+	w.free = true
+	w.mu.Unlock()
+	w.deliverAll()
+}
+
+// close loses all packets, also those to come, and returns their commands.
+func (w *wire) close() (lost [][]string) {
+	w.mu.Lock()
+	w.cut = true
+	w.mu.Unlock()
+	for synctest.Wait(); w.waiting() > 0; synctest.Wait() {
+		p := w.take(0)
+		lost = append(lost, p.cmd)
+		p.answer <- closed
+	}
+	return lost
+}
+
+// A request is what a call of next was told, once it was.
+type request struct {
+	n, total int64
+	err      error
+	told     bool
+}
+
+// ask sends a request to c; its command is on the wire then.
+func ask1(c *counter) *request {
+	r := &request{}
+	go func() {
+		r.n, r.total, r.err = c.next()
+		r.told = true
+	}()
+	synctest.Wait()
+	return r
+}
+
+// A request whose reply is lost gets its own number when the command is repeated, whatever other
+// requests, syncs and losses come between.
+func TestLostReply(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		want    int64
+		between func(w *wire, c, other *counter, forget func())
+	}{
+		{"nothing else", 4, func(w *wire, c, other *counter, forget func()) {}},
+		{"another request and a sync", 4, func(w *wire, c, other *counter, forget func()) {
+			r := ask1(c)
+			w.deliverAll()
+			go syncNow(c)
+			w.deliverAll()
+			if r.total != 5 {
+				panic(r.total)
+			}
+		}},
+		{"Redis forgets, and another instance that has read the ledger puts it back", 4, func(w *wire, c, other *counter, forget func()) {
+			go syncNow(other)
+			w.deliverAll()
+			forget()
+			ask1(other)
+			w.deliverAll()
+		}},
+		{"Redis forgets, and the instance itself puts it back", 4, func(w *wire, c, other *counter, forget func()) {
+			go syncNow(c)
+			w.deliverAll()
+			forget()
+			ask1(c)
+			w.deliverAll()
+		}},
+		{"Redis forgets, and another instance puts back what it knew before", 5, func(w *wire, c, other *counter, forget func()) {
+			forget()
+			ask1(other)
+			w.deliverAll()
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			url := startRedis(t)
+			key := newKey(t, url)
+			w := &wire{do: dialRedis(t, url)}
+			synctest.Test(t, func(t *testing.T) {
+				var counters []*counter
+				for i := range 3 {
+					c := newCounter(fmt.Sprint("host:", i), key, w.server(t))
+					ask1(c)
+					w.deliverAll()
+					counters = append(counters, c)
+				}
+				c, other := counters[0], counters[1]
+				for _, c := range counters {
+					go syncNow(c)
+					w.deliverAll()
+				}
+				r := ask1(c)
+				w.deliver(0, true)
+				repetition := w.take(0)
+				tt.between(w, c, other, func() { w.do(forget(key)) })
+				w.sent = append(w.sent, repetition)
+				w.deliverAll()
+				if !r.told || r.total != tt.want || r.err != nil {
+					t.Errorf("got %+v, want %d", *r, tt.want)
+				}
+				w.close()
+				for _, c := range counters {
+					closeAll(c)
+				}
+			})
+		})
+	}
+}
+
+// A schedule is a random run of instances that share a Redis, over wires that lose, delay and
+// reorder what they carry.
+type schedule struct {
+	t    *testing.T
+	rng  *rand.Rand
+	do   func(cmd []string) string // the Redis
+	key  string
+	all  []*instance
+	late [][]string // commands still on their way, given up by their senders
+	base int64      // the total beside the sum of all counts
+	lost bool       // Redis has lost something: numbers may come twice
+	copy *copied    // of what Redis held at some time
+
+	mu     sync.Mutex
+	told   map[int64]bool // numbers
+	latest int64          // the highest of them
+}
+
+type copied struct {
+	total, base int64
+	ledger      []string // ids and values in turn
+}
+
+// An instance of a schedule.
+type instance struct {
+	c             *counter
+	w             *wire
+	state         string // living, ending, ended or crashed
+	asked         int64
+	answered, own int64 // those answered, with the cluster's number and all
+}
+
+func (s *schedule) start() {
+	w := &wire{do: s.do}
+	server := w.server(s.t)
+	server.timeout = 100 * time.Millisecond
+	c := newCounter("host:1", s.key, server)
+	const few = 3 // so that requests wait for a connection
+	spare := c.spare
+	c.pool, c.spare = make(chan *conn, few), make(chan *conn, few)
+	for range few {
+		c.spare <- <-spare
+	}
+	s.all = append(s.all, &instance{c: c, w: w, state: "living"})
+}
+
+func (s *schedule) set(in *instance, state string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	in.state = state
+}
+
+func (s *schedule) living() (living []*instance) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, in := range s.all {
+		if in.state == "living" {
+			living = append(living, in)
+		}
+	}
+	return living
+}
+
+// ask sends a request, whose number must fit all others as long as Redis has lost nothing.
+func (s *schedule) ask(in *instance) {
+	s.mu.Lock()
+	in.asked++
+	before := s.latest
+	s.mu.Unlock()
+	go func() {
+		_, total, err := in.c.next()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if in.own++; err != nil || in.state == "crashed" {
+			return
+		}
+		if in.answered++; !s.lost && (total <= before || s.told[total]) {
+			s.t.Errorf("got request %d to the cluster after %d was told", total, before)
+		}
+		s.told[total], s.latest = true, max(s.latest, total)
+	}()
+}
+
+func (s *schedule) sync(in *instance) {
+	if len(in.c.pool)+len(in.c.spare) > 0 {
+		go syncNow(in.c)
+	}
+}
+
+// ledger returns what Redis holds: ids and values in turn, and the counts by id.
+func (s *schedule) ledger() (list []string, counts map[string]int64) {
+	got, err := readReply(replyReader(s.do([]string{"HGETALL", "{" + s.key + "}:ledger"})), '*')
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	counts = map[string]int64{}
+	for i := 0; i < len(got.list); i += 2 {
+		count, _, _ := strings.Cut(got.list[i+1], " ")
+		counts[got.list[i]], _ = strconv.ParseInt(count, 10, 64)
+	}
+	return got.list, counts
+}
+
+func (s *schedule) total() int64 {
+	got, err := readReply(replyReader(s.do([]string{"INCRBY", s.key, "0"})), ':')
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return got.n
+}
+
+func sum(counts map[string]int64) (n int64) {
+	for _, count := range counts {
+		n += count
+	}
+	return n
+}
+
+// step does one thing at random, and checks that the total is the sum of the counts.
+func (s *schedule) step() {
+	living := s.living()
+	in := living[s.rng.IntN(len(living))]
+	carrying := s.all[s.rng.IntN(len(s.all))].w
+	waiting := carrying.waiting()
+	packet := s.rng.IntN(max(1, waiting))
+	switch p := s.rng.IntN(100); {
+	case p < 25:
+		s.ask(in)
+	case p < 35:
+		s.sync(in)
+	case p < 72 && waiting > 0:
+		carrying.deliver(packet, false)
+	case p < 78 && waiting > 0:
+		carrying.deliver(packet, true)
+	case p < 83 && waiting > 0:
+		p := carrying.take(packet)
+		s.late = append(s.late, p.cmd)
+		p.answer <- closed
+	case p < 86 && len(s.late) > 0:
+		i := s.rng.IntN(len(s.late))
+		s.do(s.late[i])
+		s.late = slices.Delete(s.late, i, i+1)
+	case p < 87:
+		s.lost, s.base = true, 0
+		s.do(forget(s.key))
+	case p < 88:
+		list, _ := s.ledger()
+		s.copy = &copied{s.total(), s.base, list}
+	case p < 89 && s.copy != nil: // a failover to a replica that lacks what came later
+		s.lost, s.base = true, s.copy.base
+		s.do(forget(s.key))
+		s.do([]string{"SET", s.key, strconv.FormatInt(s.copy.total, 10)})
+		if len(s.copy.ledger) > 0 {
+			s.do(append([]string{"HSET", "{" + s.key + "}:ledger"}, s.copy.ledger...))
+		}
+	case p < 90:
+		_, counts := s.ledger()
+		s.lost, s.base = true, -sum(counts)
+		s.do([]string{"DEL", s.key})
+	case p < 93 && len(living) < 4:
+		s.start()
+	case p < 95 && len(living) > 1:
+		s.set(in, "ending")
+		go func() {
+			ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+			defer cancel()
+			in.c.end(ctx)
+			s.set(in, "ended")
+		}()
+	case p < 96 && len(living) > 1:
+		s.set(in, "crashed")
+		s.late = append(s.late, in.w.close()...)
+	default:
+		time.Sleep(time.Duration(s.rng.IntN(100)) * time.Millisecond)
+	}
+	synctest.Wait()
+	if _, counts := s.ledger(); s.base+sum(counts) != s.total() {
+		s.t.Errorf("got the total %d, want %d and the counts %v", s.total(), s.base, counts)
+	}
+}
+
+// settle lets everything arrive and all instances sync, and checks what is known then.
+func (s *schedule) settle() {
+	for _, in := range s.all {
+		in.w.open()
+	}
+	time.Sleep(2 * drainTimeout)
+	for _, cmd := range s.late {
+		s.do(cmd)
+	}
+	for range 2 {
+		for _, in := range s.living() {
+			if err := syncNow(in.c); err != nil {
+				s.t.Error(err)
+			}
+		}
+	}
+	_, counts := s.ledger()
+	synctest.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var least, most int64
+	for _, in := range s.all {
+		n, own := in.c.status().n, int64(0)
+		for id, count := range counts {
+			if strings.HasPrefix(id, in.c.id) {
+				own += count
+			}
+		}
+		switch in.state {
+		case "crashed":
+			least, most = least+in.answered, most+in.asked
+			continue
+		case "ending":
+			s.t.Error("an instance does not end")
+		case "living":
+			if own != n {
+				s.t.Errorf("Redis has %d of the %d requests of an instance", own, n)
+			}
+			for id, e := range in.c.ledger {
+				if counts[id] < e.count {
+					s.t.Errorf("Redis has %d at %s, of which an instance knows %d", counts[id], id, e.count)
+				}
+			}
+		}
+		if n != in.asked || in.own != in.asked {
+			s.t.Errorf("an instance has counted %d and answered %d of %d requests", n, in.own, in.asked)
+		}
+		least, most = least+in.asked, most+in.asked
+	}
+	if n := s.total(); !s.lost && (n < least || n > most) {
+		s.t.Errorf("got the total %d, want %d to %d", n, least, most)
+	}
+}
+
+// Whatever the network does, whoever ends or crashes, and whatever Redis forgets, the total is the
+// sum of what is counted, no number is told twice while Redis keeps its data, and after a loss
+// Redis has again all that any instance knows.
+func TestRandomSchedules(t *testing.T) {
 	t.Parallel()
 	url := startRedis(t)
-	for _, n := range []int64{99_999_999, 999_999_999_999_999, 1<<53 - 3} {
-		key := newKey(t, url)
-		c := newCounter("host:1", key, mustParse(t, url, 5*time.Second))
-		c.n, c.owed = n, n
-		if i, total, err := c.next(); i != n+1 || total != n+1 || err != nil {
-			t.Errorf("after %d: got %d, %d, %v", n, i, total, err)
-		}
-		endWithin(c, 0)
-		forget(t, url, key)
-		c = newCounter("host:2", key, mustParse(t, url, 5*time.Second))
-		c.ended["host:1/X"] = strconv.FormatInt(n+1, 10)
-		c.heartbeat()
-		if _, total, err := c.next(); total != n+2 || err != nil {
-			t.Errorf("after %d that an ended instance had counted: got %d, %v", n+1, total, err)
-		}
+	schedules := uint64(250)
+	if realRedis != "" {
+		schedules = 2500 // a real Redis runs Lua ten times as fast
+	}
+	first := uint64(time.Now().UnixNano())
+	if seed := os.Getenv("SEED"); seed != "" {
+		first, _ = strconv.ParseUint(seed, 10, 64)
+		schedules = 1
+	}
+	for part := range uint64(4) {
+		t.Run(strconv.FormatUint(part, 10), func(t *testing.T) {
+			t.Parallel()
+			do := dialRedis(t, url)
+			for seed := first + part; seed < first+schedules && !t.Failed(); seed += 4 {
+				key := "test:" + crand.Text()
+				synctest.Test(t, func(t *testing.T) { runSchedule(t, do, key, seed) })
+				do(forget(key))
+			}
+		})
+	}
+}
+
+func runSchedule(t *testing.T, do func(cmd []string) string, key string, seed uint64) {
+	s := &schedule{t: t, rng: rand.New(rand.NewPCG(seed, 0)), do: do, key: key, told: map[int64]bool{}}
+	s.start()
+	for range 40 + s.rng.IntN(80) {
+		s.step()
+	}
+	s.settle()
+	for _, in := range s.all {
+		in.w.close()
+	}
+	time.Sleep(time.Minute)
+	for _, in := range s.all {
+		closeAll(in.c)
+	}
+	if t.Failed() {
+		t.Errorf("to repeat this: SEED=%d go test -run TestRandomSchedules/0", seed)
 	}
 }

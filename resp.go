@@ -190,19 +190,19 @@ func (s *redisServer) String() string {
 //
 // Numbers are written with %d, exact here to 2^53, because some come out of Lua
 // in a form that INCRBY refuses (1e+08, https://github.com/redis/redis/pull/13115).
-const script = `local total, ledger = KEYS[1], KEYS[2]
-local known, entries, reached = tonumber(ARGV[1]), tonumber(ARGV[2]), nil
+const script = `local total, ledger, reached = KEYS[1], KEYS[2], nil
+if redis.call('HLEN', ledger) < tonumber(ARGV[2]) then
+	return redis.error_reply('BEHIND Redis has forgotten entries')
+end
 for i = 3, #ARGV, 3 do
 	local id, count, old = ARGV[i], tonumber(ARGV[i + 1]), nil
-	local value = redis.call('HGET', ledger, id)
-	old, reached = string.match(value or '0 0', '^(%d+) (-?%d+)$')
+	local value = redis.call('HGET', ledger, id) or '0 0'
+	old, reached = string.match(value, '^(%d+) (-?%d+)$')
 	if not old then
 		return redis.error_reply('ERR the ledger has no count at ' .. id .. ': ' .. value)
-	end
-	if tonumber(old) < known or not value and redis.call('HLEN', ledger) < entries then
-		return redis.error_reply('BEHIND Redis has forgotten what it was told')
-	end
-	if tonumber(old) < count then
+	elseif tonumber(old) < tonumber(ARGV[1]) then
+		return redis.error_reply('BEHIND Redis has forgotten a count')
+	elseif tonumber(old) < count then
 		local now = redis.call('INCRBY', total, string.format('%d', count - old))
 		reached = ARGV[i + 2] ~= '' and ARGV[i + 2] or string.format('%d', now)
 		local set = redis.pcall('HSET', ledger, id, string.format('%d', count) .. ' ' .. reached)
