@@ -1,6 +1,8 @@
 package faults
 
 import (
+	"cmp"
+	"math"
 	"net/http"
 	"slices"
 	"testing"
@@ -44,6 +46,29 @@ func linearizable(t testing.TB, whose string, answers []answer, number func(a an
 		}
 		t.Errorf("%s's numbers are not linearizable (%s): %d was told after a higher one was answered", whose, result, numbers[min(longest, len(numbers)-1)])
 	}
+}
+
+// A lowAnswer has a number that is not above one told before it was asked for.
+type lowAnswer struct {
+	answer
+	before int64
+}
+
+// tooLow returns the answers that a counter which loses nothing would not give, in order of their end.
+func tooLow(answers []answer) (low []lowAnswer) {
+	starts := slices.SortedFunc(slices.Values(answers), func(a, b answer) int { return cmp.Compare(a.start, b.start) })
+	ends := slices.SortedFunc(slices.Values(answers), func(a, b answer) int { return cmp.Compare(a.end, b.end) })
+	highest := int64(math.MinInt64)
+	for _, a := range starts {
+		for ends[0].end < a.start { // a itself ends later, so it never runs out
+			highest, ends = max(highest, ends[0].Total), ends[1:]
+		}
+		if a.Total <= highest {
+			low = append(low, lowAnswer{a, highest})
+		}
+	}
+	slices.SortFunc(low, func(a, b lowAnswer) int { return cmp.Compare(a.end, b.end) })
+	return low
 }
 
 // oneTo fails the test unless the instance's numbers are 1 … k, each once.

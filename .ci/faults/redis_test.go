@@ -25,8 +25,10 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// acl is what the service needs of a Redis user on its three keys.
-const acl = "-@all +ping +auth +get +incrby +hget +hset +hsetnx +hexists +hdel +hlen +hgetall +eval +evalsha"
+// acl is what the service needs of a Redis user on its two keys.
+const acl = "-@all +ping +auth +get +incrby +hget +hset +hlen +hgetall +eval +evalsha"
+
+const ledger = "{requestcount}:ledger" // as documented, beside the total
 
 const password = "right" // of the default user
 
@@ -60,12 +62,12 @@ port %s
 dir %s
 save ""
 appendonly no
-user default on >%s resetkeys ~requestcount ~{requestcount}:instances ~{requestcount}:ended %s
+user default on >%s resetkeys ~requestcount ~%s %s
 user admin on >admin ~* +@all
 masteruser admin
 masterauth admin
 %s
-`, s.port, t.TempDir(), password, acl, strings.Join(conf, "\n"))
+`, s.port, t.TempDir(), password, ledger, acl, strings.Join(conf, "\n"))
 	s.client = s.newClient()
 	t.Cleanup(func() { s.client.Close() })
 	t.Cleanup(s.kill)
@@ -132,6 +134,24 @@ func (s *server) do(command string) string {
 		s.t.Fatalf("%.200s: %v", command, err)
 	}
 	return fmt.Sprint(reply)
+}
+
+// stat returns a number of INFO.
+func (s *server) stat(name string) (n int) {
+	s.t.Helper()
+	_, value, _ := strings.Cut(s.do("INFO"), name+":")
+	if _, err := fmt.Sscan(value, &n); err != nil {
+		s.t.Fatalf("INFO: got no number %s: %v", name, err)
+	}
+	return n
+}
+
+// configure changes a setting, and skips the test where the server does not know it.
+func (s *server) configure(setting, value string) {
+	if !strings.Contains(s.do("CONFIG GET "+setting), setting) {
+		s.t.Skipf("skipped: no setting %s in this version of Redis", setting)
+	}
+	s.do("CONFIG SET " + setting + " " + value)
 }
 
 // until waits for what Redis takes some time for.
@@ -214,18 +234,6 @@ func newProxy(t testing.TB, target string) *proxy {
 	return p
 }
 
-// await waits until n connections are open.
-func (p *proxy) await(t testing.TB, n int) {
-	eventually(t, func() error {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if got := len(p.links); got < n {
-			return fmt.Errorf("open connections: got %d, want %d", got, n)
-		}
-		return nil
-	})
-}
-
 // set orders a fault for all connections, also those to come.
 func (p *proxy) set(f fault) {
 	p.mu.Lock()
@@ -234,11 +242,25 @@ func (p *proxy) set(f fault) {
 	p.setOpen(len(p.links), f)
 }
 
+// setComing orders a fault for connections to come, and for none that is open.
+func (p *proxy) setComing(f fault) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fault = f
+}
+
 // setSome orders a fault for up to n of the connections that are open, and for none to come.
 func (p *proxy) setSome(n int, f fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.setOpen(n, f)
+}
+
+// setHalf orders a fault for half of the connections that are open, and for none to come.
+func (p *proxy) setHalf(f fault) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.setOpen((len(p.links)+1)/2, f)
 }
 
 func (p *proxy) setOpen(n int, f fault) {
