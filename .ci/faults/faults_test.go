@@ -67,7 +67,8 @@ func (f *fleet) fill(n int) {
 
 // start starts an instance at addr, in place of instance i.
 func (f *fleet) start(i int, addr string) {
-	p := startProcessAt(f.t, cmp.Or(f.program, program), addr, slices.Concat(f.env, []string{"REDIS_URL=" + f.url})...)
+	env := slices.Concat(f.env, []string{"REDIS_URL=" + f.url})
+	p := startProcessAt(f.t, cmp.Or(f.program, program), addr, env...)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.instances[i] = p
@@ -166,7 +167,8 @@ func (f *fleet) total(when string, answered, more int) {
 			return
 		}
 		if time.Since(began) > 5*time.Second {
-			f.t.Errorf("the total %s: got %s, want %d, or up to %d more of those that were given up", when, reply, want, more)
+			f.t.Errorf("the total %s: got %s, want %d, or up to %d more that were given up",
+				when, reply, want, more)
 			return
 		}
 	}
@@ -176,7 +178,7 @@ func (f *fleet) total(when string, answered, more int) {
 type scenario struct {
 	name      string
 	timeout   string         // REDIS_TIMEOUT
-	within    time.Duration  // the longest that an answer may take, where that is less than the timeout
+	within    time.Duration  // the longest that an answer may take; 0 for any
 	instances int            // 3 unless set
 	pause     time.Duration  // of each client; 4 ms unless set
 	entries   int            // in the ledger before the instances start
@@ -190,120 +192,149 @@ type scenario struct {
 }
 
 var scenarios = []scenario{
-	{name: "Redis killed and restarted empty, ten times", timeout: "5s", loses: true, fault: times(10, func(f *fleet) {
-		f.redis.restart(100 * time.Millisecond)
-		time.Sleep(100 * time.Millisecond)
-	})},
-	{name: "Redis killed and restarted empty after the timeout", timeout: "300ms", loses: true, fails: true, fault: func(f *fleet) {
-		f.redis.restart(time.Second)
-	}},
-	{name: "Redis refusing connections for 0.9 of the timeout", timeout: "3s", loses: true, fault: func(f *fleet) {
-		f.redis.restart(2650 * time.Millisecond) // and the rest to start
-	}},
+	{name: "Redis killed and restarted empty, ten times", timeout: "5s", loses: true,
+		fault: times(10, func(f *fleet) {
+			f.redis.restart(100 * time.Millisecond)
+			time.Sleep(100 * time.Millisecond)
+		})},
+	{name: "Redis killed and restarted empty after the timeout",
+		timeout: "300ms", loses: true, fails: true,
+		fault: func(f *fleet) {
+			f.redis.restart(time.Second)
+		}},
+	{name: "Redis refusing connections for 0.9 of the timeout", timeout: "3s", loses: true,
+		fault: func(f *fleet) {
+			f.redis.restart(2650 * time.Millisecond) // and the rest to start
+		}},
 	{name: "Redis silent for 0.9 of the timeout", timeout: "2s", fault: func(f *fleet) {
 		f.redis.suspend(1800 * time.Millisecond)
 	}},
-	{name: "Redis refusing connections for 0.9 of the timeout as SIGTERM comes", timeout: "3s", loses: true, stops: true, fault: func(f *fleet) {
-		f.redis.kill()
-		f.terminate()
-		time.Sleep(2650 * time.Millisecond)
-		f.redis.start()
-		f.stop(f.instances...)
-	}},
-	{name: "Redis silent for 0.9 of the timeout as SIGTERM comes", timeout: "2s", stops: true, fault: func(f *fleet) {
-		f.redis.cmd.Process.Signal(syscall.SIGSTOP)
-		f.terminate()
-		time.Sleep(1800 * time.Millisecond)
-		f.redis.cmd.Process.Signal(syscall.SIGCONT)
-		f.stop(f.instances...)
-	}},
-	{name: "Redis stopped for more than the timeout", timeout: "300ms", fails: true, fault: func(f *fleet) {
-		f.redis.suspend(time.Second)
-	}},
-	{name: "FLUSHALL, ten times, without a password", timeout: "5s", loses: true, prepare: func(f *fleet) {
-		f.useRedis(startServer(f.t))
-		f.redis.do("ACL SETUSER default nopass")
-		f.url = "redis://" + f.redis.addr()
-	}, fault: times(10, func(f *fleet) {
-		f.redis.do("FLUSHALL")
-		time.Sleep(20 * time.Millisecond)
-	})},
-	{name: "FLUSHALL under thousands of requests a second", timeout: "5s", pause: 2 * time.Millisecond, loses: true, lowest: 0.5, fault: func(f *fleet) {
-		time.Sleep(2 * learned)
-		f.redis.do("FLUSHALL")
-	}},
-	{name: "FLUSHALL with 50,000 entries and five instances", timeout: "5s", instances: 5, entries: 50_000, loses: true, lowest: 0.9, fault: func(f *fleet) {
-		time.Sleep(3 * learned) // the interval grows with the ledger
-		f.redis.do("FLUSHALL")
-	}},
-	{name: "Redis stopped for two seconds with 20,000 entries", timeout: "1s", entries: 20_000, fails: true, fault: func(f *fleet) {
-		f.redis.suspend(2 * time.Second)
-		f.recover(time.Second)
-	}},
-	failover(scenario{name: "failover that waits for the replica", timeout: "5s"}, func(from, to *server) {
+	{name: "Redis refusing connections for 0.9 of the timeout as SIGTERM comes",
+		timeout: "3s", loses: true, stops: true,
+		fault: func(f *fleet) {
+			f.redis.kill()
+			f.terminate()
+			time.Sleep(2650 * time.Millisecond)
+			f.redis.start()
+			f.stop(f.instances...)
+		}},
+	{name: "Redis silent for 0.9 of the timeout as SIGTERM comes", timeout: "2s", stops: true,
+		fault: func(f *fleet) {
+			f.redis.cmd.Process.Signal(syscall.SIGSTOP)
+			f.terminate()
+			time.Sleep(1800 * time.Millisecond)
+			f.redis.cmd.Process.Signal(syscall.SIGCONT)
+			f.stop(f.instances...)
+		}},
+	{name: "Redis stopped for more than the timeout", timeout: "300ms", fails: true,
+		fault: func(f *fleet) {
+			f.redis.suspend(time.Second)
+		}},
+	{name: "FLUSHALL, ten times, without a password", timeout: "5s", loses: true,
+		prepare: func(f *fleet) {
+			f.useRedis(startServer(f.t))
+			f.redis.do("ACL SETUSER default nopass")
+			f.url = "redis://" + f.redis.addr()
+		}, fault: times(10, func(f *fleet) {
+			f.redis.do("FLUSHALL")
+			time.Sleep(20 * time.Millisecond)
+		})},
+	{name: "FLUSHALL under thousands of requests a second",
+		timeout: "5s", pause: 2 * time.Millisecond, loses: true, lowest: 0.5,
+		fault: func(f *fleet) {
+			time.Sleep(2 * learned)
+			f.redis.do("FLUSHALL")
+		}},
+	{name: "FLUSHALL with 50,000 entries and five instances",
+		timeout: "5s", instances: 5, entries: 50_000, loses: true, lowest: 0.9,
+		fault: func(f *fleet) {
+			time.Sleep(3 * learned) // the interval grows with the ledger
+			f.redis.do("FLUSHALL")
+		}},
+	{name: "Redis stopped for two seconds with 20,000 entries",
+		timeout: "1s", entries: 20_000, fails: true,
+		fault: func(f *fleet) {
+			f.redis.suspend(2 * time.Second)
+			f.recover(time.Second)
+		}},
+	failover("failover that waits for the replica", false, func(from, to *server) {
 		if !strings.Contains(from.do("COMMAND INFO FAILOVER"), "failover") {
 			from.t.Skip("skipped: FAILOVER needs Redis 6.2")
 		}
 		from.do("FAILOVER TO 127.0.0.1 " + to.port)
 		from.until("INFO replication", "role:slave")
 	}),
-	failover(scenario{name: "failover that loses the last second", timeout: "5s", loses: true}, func(from, to *server) {
+	failover("failover that loses the last second", true, func(from, to *server) {
 		to.do("REPLICAOF NO ONE")
 		time.Sleep(time.Second)
 		from.do("REPLICAOF 127.0.0.1 " + to.port)
 	}),
 	redisCluster("on 127.0.0.1", "127.0.0.1", ""),
 	redisCluster("on ::1", "::1", ""),
-	redisCluster("whose nodes do not know their own names", "127.0.0.1", "hostname"), // and have none: MOVED points to "?"
+	// They have no hostname, so MOVED points to "?".
+	redisCluster("whose nodes do not know their own names", "127.0.0.1", "hostname"),
 	lostQuestions(),
 	{name: "TLS, all connections cut ten times", timeout: "5s", prepare: func(f *fleet) {
 		port, files := freePort(), certificate(f.t)
-		f.redis = startServer(f.t, "tls-port "+port, "tls-cert-file "+files, "tls-key-file "+files, "tls-auth-clients no")
-		f.url, f.env = "rediss://:"+password+"@127.0.0.1:"+port+"\n", []string{"SSL_CERT_FILE=" + files}
+		f.redis = startTLS(f.t, port, files)
+		f.url = "rediss://:" + password + "@127.0.0.1:" + port + "\n"
+		f.env = []string{"SSL_CERT_FILE=" + files}
 	}, fault: times(10, func(f *fleet) {
 		f.redis.do("CLIENT KILL USER default")
 		time.Sleep(20 * time.Millisecond)
 	})},
-	{name: "connections reset for less than the timeout", timeout: "1s", proxied: true, fault: func(f *fleet) {
-		f.proxy.set(refuse)
-		time.Sleep(300 * time.Millisecond)
-		f.proxy.set(none)
-	}},
-	{name: "half of the connections dead in silence", timeout: "2s", within: 1600 * time.Millisecond, proxied: true, fault: func(f *fleet) {
-		f.proxy.setHalf(vanish)
-		time.Sleep(2 * time.Second)
-	}},
-	{name: "everything dead in silence for 0.9 of the timeout", timeout: "2s", proxied: true, fault: func(f *fleet) {
-		f.proxy.set(vanish)
-		time.Sleep(1800 * time.Millisecond)
-		f.proxy.setComing(none)
-		time.Sleep(1500 * time.Millisecond)
-	}},
-	{name: "everything dead in silence for more than the timeout", timeout: "300ms", proxied: true, fails: true, fault: func(f *fleet) {
-		f.proxy.set(vanish)
-		time.Sleep(time.Second)
-		f.proxy.setComing(none)
-		f.proxy.setSome(all, refuse)
-	}},
-	{name: "commands delivered after they were given up", timeout: "300ms", proxied: true, fails: true, fault: func(f *fleet) {
-		f.proxy.set(hold)
-		time.Sleep(time.Second)
-		f.proxy.set(none)
-	}},
-	{name: "commands delivered after they were given up and their instances have ended", timeout: "1s", proxied: true, stops: true, fault: func(f *fleet) {
-		f.proxy.setSome(all, hold)
-		time.Sleep(1200 * time.Millisecond) // in which they are sent again, on new connections
-		f.stop(f.instances[0], f.instances[1])
-		f.proxy.setSome(all, none)
-	}},
-	{name: "a total below zero, and an odd error in place of a reply, twenty times", timeout: "1s", proxied: true, prepare: func(f *fleet) {
-		f.useRedis(startServer(f.t))
-		f.redis.do("SET requestcount -100000")
-		f.base = -100_000
-	}, fault: times(20, func(f *fleet) {
-		f.proxy.setSome(1, odd)
-		time.Sleep(50 * time.Millisecond)
-	})},
+	{name: "connections reset for less than the timeout", timeout: "1s", proxied: true,
+		fault: func(f *fleet) {
+			f.proxy.set(refuse)
+			time.Sleep(300 * time.Millisecond)
+			f.proxy.set(none)
+		}},
+	{name: "half of the connections dead in silence",
+		timeout: "2s", within: 1600 * time.Millisecond, proxied: true,
+		fault: func(f *fleet) {
+			f.proxy.setHalf(vanish)
+			time.Sleep(2 * time.Second)
+		}},
+	{name: "everything dead in silence for 0.9 of the timeout", timeout: "2s", proxied: true,
+		fault: func(f *fleet) {
+			f.proxy.set(vanish)
+			time.Sleep(1800 * time.Millisecond)
+			f.proxy.setComing(none)
+			time.Sleep(1500 * time.Millisecond)
+		}},
+	{name: "everything dead in silence for more than the timeout",
+		timeout: "300ms", proxied: true, fails: true,
+		fault: func(f *fleet) {
+			f.proxy.set(vanish)
+			time.Sleep(time.Second)
+			f.proxy.setComing(none)
+			f.proxy.setSome(all, refuse)
+		}},
+	{name: "commands delivered after they were given up",
+		timeout: "300ms", proxied: true, fails: true,
+		fault: func(f *fleet) {
+			f.proxy.set(hold)
+			time.Sleep(time.Second)
+			f.proxy.set(none)
+		}},
+	{name: "commands delivered after they were given up and their instances have ended",
+		timeout: "1s", proxied: true, stops: true,
+		fault: func(f *fleet) {
+			f.proxy.setSome(all, hold)
+			time.Sleep(1200 * time.Millisecond) // in which they are sent again, on new connections
+			f.stop(f.instances[0], f.instances[1])
+			f.proxy.setSome(all, none)
+		}},
+	{name: "a total below zero, and an odd error in place of a reply, twenty times",
+		timeout: "1s", proxied: true,
+		prepare: func(f *fleet) {
+			f.useRedis(startServer(f.t))
+			f.redis.do("SET requestcount -100000")
+			f.base = -100_000
+		}, fault: times(20, func(f *fleet) {
+			f.proxy.setSome(1, odd)
+			time.Sleep(50 * time.Millisecond)
+		})},
 	{name: "Redis busy for less than the timeout", timeout: "2s", fault: func(f *fleet) {
 		f.redis.busy(500 * time.Millisecond)
 	}},
@@ -313,93 +344,109 @@ var scenarios = []scenario{
 		time.Sleep(500 * time.Millisecond)
 		f.redis.do("CONFIG SET maxclients 1000")
 	}},
-	{name: "Redis without enough replicas for less than the timeout", timeout: "2s", fault: func(f *fleet) {
-		f.redis.do("CONFIG SET min-replicas-to-write 1")
-		time.Sleep(500 * time.Millisecond)
-		f.redis.do("CONFIG SET min-replicas-to-write 0")
-	}},
-	{name: "an ACL without HSET, then with it", timeout: "300ms", fails: true, prepare: func(f *fleet) {
-		f.useRedis(startServer(f.t))
-		f.redis.do("ACL SETUSER default -hset")
-	}, fault: func(f *fleet) {
-		for range 20 {
-			if got := f.redis.do("GET requestcount"); got != "0" && got != "<nil>" {
-				f.t.Errorf("the total without HSET: got %s, want 0", got)
-				break
+	{name: "Redis without enough replicas for less than the timeout", timeout: "2s",
+		fault: func(f *fleet) {
+			f.redis.do("CONFIG SET min-replicas-to-write 1")
+			time.Sleep(500 * time.Millisecond)
+			f.redis.do("CONFIG SET min-replicas-to-write 0")
+		}},
+	{name: "an ACL without HSET, then with it", timeout: "300ms", fails: true,
+		prepare: func(f *fleet) {
+			f.useRedis(startServer(f.t))
+			f.redis.do("ACL SETUSER default -hset")
+		}, fault: func(f *fleet) {
+			for range 20 {
+				if got := f.redis.do("GET requestcount"); got != "0" && got != "<nil>" {
+					f.t.Errorf("the total without HSET: got %s, want 0", got)
+					break
+				}
+				time.Sleep(50 * time.Millisecond)
 			}
-			time.Sleep(50 * time.Millisecond)
-		}
-		f.mu.Lock()
-		if got := len(told(f.answers)); got != 0 {
-			f.t.Errorf("answers with a total without HSET: got %d, want 0", got)
-		}
-		f.mu.Unlock()
-		f.redis.do("ACL SETUSER default +hset")
-		time.Sleep(time.Second)
-	}},
-	{name: "instance suspended for longer than the timeout", timeout: "1s", proxied: true, fault: func(f *fleet) {
-		f.proxy.set(hold)
-		time.Sleep(100 * time.Millisecond) // after which it waits for replies
-		f.instances[0].Process.Signal(syscall.SIGSTOP)
-		f.proxy.set(none)
-		time.Sleep(2 * time.Second)
-		f.instances[0].Process.Signal(syscall.SIGCONT)
-	}},
-	{name: "instance killed and restarted, same host and port", timeout: "5s", stops: true, fault: func(f *fleet) {
-		f.instances[0].kill()
-		f.killed++
-		time.Sleep(100 * time.Millisecond)
-		f.start(0, f.instances[0].addr)
-	}},
-	{name: "instance killed, then Redis restarted empty", timeout: "5s", stops: true, loses: true, fault: func(f *fleet) {
-		f.instances[0].kill()
-		f.killed++
-		time.Sleep(learned)
-		f.redis.restart(100 * time.Millisecond)
-	}},
-	{name: "instances restarted one by one", timeout: "5s", stops: true, fault: (*fleet).rollOut},
-	{name: "rollout, then Redis restarted empty", timeout: "5s", stops: true, loses: true, fault: func(f *fleet) {
-		f.rollOut()
-		f.redis.restart(100 * time.Millisecond)
-	}},
-	{name: "scale-down one by one, each time with Redis restarted empty", timeout: "5s", stops: true, loses: true, fault: func(f *fleet) {
-		for i := range len(f.instances) - 1 {
-			f.stop(f.instances[i])
-			f.redis.restart(100 * time.Millisecond)
-		}
-	}},
-	{name: "scale-down to one, then Redis restarted empty twice", timeout: "5s", stops: true, loses: true, fault: func(f *fleet) {
-		f.stop(f.instances[:2]...)
-		for range 2 {
-			f.redis.restart(100 * time.Millisecond)
+			f.mu.Lock()
+			if got := len(told(f.answers)); got != 0 {
+				f.t.Errorf("answers with a total without HSET: got %d, want 0", got)
+			}
+			f.mu.Unlock()
+			f.redis.do("ACL SETUSER default +hset")
 			time.Sleep(time.Second)
-		}
-	}},
-	{name: "Redis restarted empty as two instances end", timeout: "5s", stops: true, loses: true, fault: func(f *fleet) {
-		f.instances[0].terminate()
-		f.instances[1].terminate()
-		time.Sleep(300 * time.Millisecond) // they have told Redis, and wait
-		f.redis.restart(100 * time.Millisecond)
-		f.stop(f.instances[:2]...)
-	}},
-	{name: "a slow client as an instance ends, then Redis restarted empty", timeout: "5s", stops: true, loses: true, fault: func(f *fleet) {
-		nc, err := net.Dial("tcp", f.instances[0].addr)
-		if err != nil {
-			f.t.Fatal(err)
-		}
-		defer nc.Close()
-		io.WriteString(nc, "GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n") // and not the nine bytes
-		f.stop(f.instances[0])
-		f.redis.restart(100 * time.Millisecond)
-	}},
-	{name: "SIGTERM while Redis is away for longer than the timeout", timeout: "300ms", fails: true, stops: true, fault: func(f *fleet) {
-		f.redis.cmd.Process.Signal(syscall.SIGSTOP)
-		time.Sleep(500 * time.Millisecond)
-		f.terminate()
-		time.Sleep(2 * time.Second)
-		f.redis.cmd.Process.Signal(syscall.SIGCONT)
-		f.stop(f.instances...)
-	}},
+		}},
+	{name: "instance suspended for longer than the timeout", timeout: "1s", proxied: true,
+		fault: func(f *fleet) {
+			f.proxy.set(hold)
+			time.Sleep(100 * time.Millisecond) // after which it waits for replies
+			f.instances[0].Process.Signal(syscall.SIGSTOP)
+			f.proxy.set(none)
+			time.Sleep(2 * time.Second)
+			f.instances[0].Process.Signal(syscall.SIGCONT)
+		}},
+	{name: "instance killed and restarted, same host and port", timeout: "5s", stops: true,
+		fault: func(f *fleet) {
+			f.instances[0].kill()
+			f.killed++
+			time.Sleep(100 * time.Millisecond)
+			f.start(0, f.instances[0].addr)
+		}},
+	{name: "instance killed, then Redis restarted empty", timeout: "5s", stops: true, loses: true,
+		fault: func(f *fleet) {
+			f.instances[0].kill()
+			f.killed++
+			time.Sleep(learned)
+			f.redis.restart(100 * time.Millisecond)
+		}},
+	{name: "instances restarted one by one", timeout: "5s", stops: true, fault: (*fleet).rollOut},
+	{name: "rollout, then Redis restarted empty", timeout: "5s", stops: true, loses: true,
+		fault: func(f *fleet) {
+			f.rollOut()
+			f.redis.restart(100 * time.Millisecond)
+		}},
+	{name: "scale-down one by one, each time with Redis restarted empty",
+		timeout: "5s", stops: true, loses: true,
+		fault: func(f *fleet) {
+			for i := range len(f.instances) - 1 {
+				f.stop(f.instances[i])
+				f.redis.restart(100 * time.Millisecond)
+			}
+		}},
+	{name: "scale-down to one, then Redis restarted empty twice",
+		timeout: "5s", stops: true, loses: true,
+		fault: func(f *fleet) {
+			f.stop(f.instances[:2]...)
+			for range 2 {
+				f.redis.restart(100 * time.Millisecond)
+				time.Sleep(time.Second)
+			}
+		}},
+	{name: "Redis restarted empty as two instances end", timeout: "5s", stops: true, loses: true,
+		fault: func(f *fleet) {
+			f.instances[0].terminate()
+			f.instances[1].terminate()
+			time.Sleep(300 * time.Millisecond) // they have told Redis, and wait
+			f.redis.restart(100 * time.Millisecond)
+			f.stop(f.instances[:2]...)
+		}},
+	{name: "a slow client as an instance ends, then Redis restarted empty",
+		timeout: "5s", stops: true, loses: true,
+		fault: func(f *fleet) {
+			nc, err := net.Dial("tcp", f.instances[0].addr)
+			if err != nil {
+				f.t.Fatal(err)
+			}
+			defer nc.Close()
+			// It does not send the nine bytes.
+			io.WriteString(nc, "GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")
+			f.stop(f.instances[0])
+			f.redis.restart(100 * time.Millisecond)
+		}},
+	{name: "SIGTERM while Redis is away for longer than the timeout",
+		timeout: "300ms", fails: true, stops: true,
+		fault: func(f *fleet) {
+			f.redis.cmd.Process.Signal(syscall.SIGSTOP)
+			time.Sleep(500 * time.Millisecond)
+			f.terminate()
+			time.Sleep(2 * time.Second)
+			f.redis.cmd.Process.Signal(syscall.SIGCONT)
+			f.stop(f.instances...)
+		}},
 }
 
 const all = 1 << 10 // connections, and more than there are
@@ -464,7 +511,8 @@ func (f *fleet) check(tt scenario) {
 	for _, a := range f.answers {
 		slowest = max(slowest, a.end-a.start)
 	}
-	f.t.Logf("%d requests answered in %v at the most, %d of them with 503; %d requests without an answer", len(f.answers), slowest, unavailable, f.failed)
+	f.t.Logf("%d requests answered in %v at the most, %d of them with 503; %d without an answer",
+		len(f.answers), slowest, unavailable, f.failed)
 	if tt.within > 0 && slowest > tt.within {
 		f.t.Errorf("the slowest answer: got %v, want %v at the most", slowest, tt.within)
 	}
@@ -500,14 +548,16 @@ func (f *fleet) checkLoss(tt scenario, total []answer) {
 		most = max(most, 1-float64(l.Total)/float64(l.before))
 	}
 	if len(low) > 0 {
-		f.t.Logf("%d answers were too low, within %v, by %.1f %% at the most", len(low), low[len(low)-1].end-low[0].end, 100*most)
+		f.t.Logf("%d answers were too low, within %v, by %.1f %% at the most",
+			len(low), low[len(low)-1].end-low[0].end, 100*most)
 	}
 	if tt.lowest > 0 && most > 1-tt.lowest {
-		f.t.Errorf("the lowest number after FLUSHALL: got %.2f of one told before, want %v", 1-most, tt.lowest)
+		f.t.Errorf("the lowest number after FLUSHALL: got %.2f of one told before, want %v",
+			1-most, tt.lowest)
 	}
 	for _, a := range total {
 		if !tt.fails && a.Total-int64(f.base) <= a.N-clientsEach { // so many may be under way
-			f.t.Errorf("the lowest number: got %d from an instance that is at %d, want no less", a.Total, a.N)
+			f.t.Errorf("the lowest number: got %d from an instance that is at %d", a.Total, a.N)
 			break
 		}
 	}
@@ -519,10 +569,13 @@ func (f *fleet) checkInstances() {
 	f.stop(f.processes...)
 	for _, p := range f.processes {
 		_, port, _ := strings.Cut(p.addr, ":")
-		own := slices.DeleteFunc(slices.Clone(f.answers), func(a answer) bool { return !strings.HasSuffix(a.Instance, ":"+port) })
+		own := slices.DeleteFunc(slices.Clone(f.answers), func(a answer) bool {
+			return !strings.HasSuffix(a.Instance, ":"+port)
+		})
 		oneTo(f.t, p.addr, own)
 		linearizable(f.t, "instance "+p.addr, own, func(a answer) int64 { return a.N })
-		if want := fmt.Sprintf("msg=stop handled=%d\n", len(own)); !strings.HasSuffix(p.stderr.String(), want) {
+		want := fmt.Sprintf("msg=stop handled=%d\n", len(own))
+		if !strings.HasSuffix(p.stderr.String(), want) {
 			f.t.Errorf("instance %s's log: got no %q at its end", p.addr, want)
 		}
 	}
@@ -530,9 +583,9 @@ func (f *fleet) checkInstances() {
 
 // failover returns a scenario in which the role of the primary, and its
 // address, go from one server to another.
-func failover(s scenario, promote func(from, to *server)) scenario {
+func failover(name string, loses bool, promote func(from, to *server)) scenario {
 	var heir *server
-	s.proxied = true
+	s := scenario{name: name, timeout: "5s", proxied: true, loses: loses}
 	s.prepare = func(f *fleet) {
 		f.useRedis(startServer(f.t))
 		heir = startServer(f.t, "replicaof 127.0.0.1 "+f.redis.port)
@@ -553,7 +606,8 @@ func failover(s scenario, promote func(from, to *server)) scenario {
 func redisCluster(where, ip, endpoints string) scenario {
 	var servers [3]*server // the owner, the next owner, and the one pointed at
 	var ids [3]string
-	return scenario{name: "Redis Cluster " + where + ", the slot moved", timeout: "5s", prepare: func(f *fleet) {
+	s := scenario{name: "Redis Cluster " + where + ", the slot moved", timeout: "5s"}
+	s.prepare = func(f *fleet) {
 		l, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
 		if err != nil {
 			f.t.Skipf("skipped: no address %s here: %v", ip, err)
@@ -561,7 +615,8 @@ func redisCluster(where, ip, endpoints string) scenario {
 		l.Close()
 		bind := "bind " + strings.Join(slices.Compact([]string{"127.0.0.1", ip}), " ")
 		for i := range servers {
-			servers[i] = startServer(f.t, bind, "cluster-announce-ip "+ip, "cluster-enabled yes", "cluster-node-timeout 5000")
+			servers[i] = startServer(f.t, bind, "cluster-announce-ip "+ip, "cluster-enabled yes",
+				"cluster-node-timeout 5000")
 			ids[i] = servers[i].do("CLUSTER MYID")
 			servers[i].do(fmt.Sprint("CLUSTER SET-CONFIG-EPOCH ", i+1))
 			if i > 0 {
@@ -585,17 +640,21 @@ func redisCluster(where, ip, endpoints string) scenario {
 		}
 		f.useRedis(servers[2])
 		f.redis = servers[0]
-	}, fault: func(f *fleet) {
+	}
+	s.fault = func(f *fleet) {
 		slot := f.redis.do("CLUSTER KEYSLOT requestcount")
 		servers[1].do("CLUSTER SETSLOT " + slot + " IMPORTING " + ids[0])
 		servers[0].do("CLUSTER SETSLOT " + slot + " MIGRATING " + ids[1])
-		for _, key := range strings.Fields(strings.Trim(servers[0].do("CLUSTER GETKEYSINSLOT "+slot+" 10"), "[]")) {
-			servers[0].do("MIGRATE 127.0.0.1 " + servers[1].port + " " + key + " 0 5000 AUTH2 admin admin")
+		keys := strings.Trim(servers[0].do("CLUSTER GETKEYSINSLOT "+slot+" 10"), "[]")
+		for _, key := range strings.Fields(keys) {
+			servers[0].do("MIGRATE 127.0.0.1 " + servers[1].port + " " + key +
+				" 0 5000 AUTH2 admin admin")
 			time.Sleep(100 * time.Millisecond) // in which the instances are told TRYAGAIN, then ASK
 		}
 		for _, s := range servers {
 			s.do("CLUSTER SETSLOT " + slot + " NODE " + ids[1])
 		}
 		f.redis = servers[1]
-	}}
+	}
+	return s
 }

@@ -42,7 +42,8 @@ func testMain(m *testing.M) int {
 		}
 		defer os.RemoveAll(dir)
 		program = filepath.Join(dir, "requestcount")
-		build := exec.Command("go", "build", "-ldflags", "-X main.version="+version, "-o", program, ".")
+		stamp := "-X main.version=" + version
+		build := exec.Command("go", "build", "-ldflags", stamp, "-o", program, ".")
 		build.Dir = "../.."
 		if out, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
@@ -134,7 +135,11 @@ func startProcess(t testing.TB, env ...string) *process {
 
 func startProcessAt(t testing.TB, program, addr string, env ...string) *process {
 	t.Helper()
-	p := &process{Cmd: exec.Command(program), addr: addr, url: "http://" + addr, exited: make(chan struct{})}
+	p := &process{
+		Cmd:  exec.Command(program),
+		addr: addr, url: "http://" + addr,
+		exited: make(chan struct{}),
+	}
 	p.Env = append([]string{"ADDR=" + addr}, env...)
 	p.Stderr = &p.stderr
 	if err := startCommand(p.Cmd); err != nil {

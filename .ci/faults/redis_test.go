@@ -75,11 +75,18 @@ masterauth admin
 	return s
 }
 
+// startTLS starts a redis-server that also has TLS, at port, with the
+// certificate and key in file.
+func startTLS(t testing.TB, port, file string) *server {
+	return startServer(t, "tls-port "+port, "tls-cert-file "+file, "tls-key-file "+file,
+		"tls-auth-clients no")
+}
+
 func (s *server) newClient() *redis.Client {
 	return redis.NewClient(&redis.Options{
 		Addr: s.addr(), Username: "admin", Password: "admin",
-		Protocol: 2, DisableIdentity: true, PoolSize: 1, // RESP3 and identities are for newer servers
-		ReadTimeout: 20 * time.Second,
+		Protocol: 2, DisableIdentity: true, // RESP3 and identities are for newer servers
+		PoolSize: 1, ReadTimeout: 20 * time.Second,
 	})
 }
 
@@ -192,7 +199,7 @@ const (
 	none   fault = iota
 	refuse       // it is reset
 	vanish       // nothing passes in either direction
-	hold         // nothing passes until the fault ends; then all does, though the client may be gone
+	hold         // nothing passes until the fault ends; then all does, late
 	odd          // the next reply is replaced by an error, once
 )
 
@@ -355,7 +362,9 @@ func certificate(t testing.TB) string {
 		t.Fatal(err)
 	}
 	file := filepath.Join(t.TempDir(), "redis.pem")
-	pair := slices.Concat(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}))
+	pair := slices.Concat(
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}))
 	if err := os.WriteFile(file, pair, 0o600); err != nil {
 		t.Fatal(err)
 	}
