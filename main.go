@@ -271,7 +271,7 @@ func (h *handler) metrics(w http.ResponseWriter, r *http.Request) {
 		"Requests handled by this instance.", s.n)
 	if s.notReady == nil {
 		metric("requestcount_cluster_requests", "gauge", "Requests handled by all instances, "+
-			"as of the last sync; each instance tells the whole number, so take max(), not sum().", s.total)
+			"as last seen; each instance tells the whole number, so take max(), not sum().", s.total)
 	}
 	if h.counter.redis != nil {
 		metric("requestcount_redis_up", "gauge",
@@ -324,7 +324,7 @@ type counter struct {
 	ledger  map[string]entry // by id; that of a connection moves only at the end of its command
 	told    time.Time        // when Redis was last told of anything new, perhaps in vain
 	synced  bool             // there was a sync
-	total   int64            // of the cluster, at the last sync
+	total   int64            // of the cluster, as last seen
 	down    error            // why Redis is down; nil while it answers
 	since   time.Time        // when it went down
 }
@@ -398,16 +398,14 @@ func (c *counter) send(b *batch) {
 	c.pending = newBatch()
 	c.n += b.size
 	b.n, b.err = c.n, c.down
-	from := c.ledger[conn.id].count
-	known := len(c.ledger)
+	count := c.ledger[conn.id].count + b.size
 	c.mu.Unlock()
 
-	to := from + b.size
 	if b.err == nil { // else Redis went down while the batch waited
-		b.total, b.err = c.tell(conn, from, to, known)
+		b.total, b.err = c.tell(conn, count)
 	}
 	c.mu.Lock()
-	c.ledger[conn.id] = entry{to, b.total}
+	c.ledger[conn.id] = entry{count, b.total}
 	c.mu.Unlock()
 	close(b.done)
 }
@@ -428,11 +426,11 @@ func (c *counter) take() *conn {
 	}
 }
 
-// tell has Redis raise the connection's entry from a count to another, and returns the
-// total that this reached. If Redis lacks what is known here, a sync comes first.
-func (c *counter) tell(conn *conn, from, to int64, known int) (total int64, err error) {
+// tell has Redis raise the connection's entry to a count, and returns the total that this
+// reached. Where Redis has lost data, a sync comes first.
+func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
 	for {
-		if total, err = conn.raise(from, to, known); !errors.Is(err, errBehind) {
+		if total, err = conn.raise(c.status().total, count); !errors.Is(err, errBehind) {
 			break
 		}
 		if err = c.sync(); err != nil {
@@ -442,6 +440,7 @@ func (c *counter) tell(conn *conn, from, to int64, known int) (total int64, err 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.told = time.Now()
+	c.total = max(c.total, total)
 	c.note(err)
 	return total, err
 }
@@ -569,7 +568,7 @@ func (c *counter) end(ctx context.Context) {
 	}
 }
 
-// A status is what a counter knows of itself and, from the last sync, of the cluster.
+// A status is what a counter knows of itself and of the cluster.
 type status struct {
 	n, total int64     // requests handled here, and by all
 	entries  int       // in the ledger

@@ -177,32 +177,29 @@ func (s *redisServer) String() string {
 	return s.addr
 }
 
-// errBehind is the script's answer where Redis lacks what the sender takes for known.
-const errBehind = redisError("BEHIND Redis has forgotten what it was told")
+// errBehind is the script's answer where Redis has lost data.
+const errBehind = redisError("BEHIND the total is lower than its client knows")
 
 // script raises entries of the ledger, each to a count, and the total by the differences.
 // Sent again, or late, it changes nothing. It answers the total that the last entry reached,
 // which the entry keeps for that, or without entries the total.
 //
-// ARGV begins with what the sender takes for known: how far the entry is, and how many
-// entries there are. Where Redis has less, it does nothing and answers errBehind. Then, for each
-// entry: its id, the count, and the total reached where that is known from before.
+// ARGV begins with the total that the sender knows, or with nothing. Where Redis has less, the
+// script does nothing and answers errBehind. Then, for each entry: its id, the count, and the
+// total reached where that is known from before.
 //
 // Numbers are written with %d, exact here to 2^53, because some come out of Lua
 // in a form that INCRBY refuses (1e+08, https://github.com/redis/redis/pull/13115).
-const script = `local behind = '` + string(errBehind) + `'
-local total, ledger, reached = KEYS[1], KEYS[2], nil
-if redis.call('HLEN', ledger) < tonumber(ARGV[2]) then
-	return redis.error_reply(behind)
+const script = `local total, ledger, known, reached = KEYS[1], KEYS[2], tonumber(ARGV[1]), nil
+if known and (tonumber(redis.call('GET', total)) or 0) < known then
+	return redis.error_reply('` + string(errBehind) + `')
 end
-for i = 3, #ARGV, 3 do
+for i = 2, #ARGV, 3 do
 	local id, count, old = ARGV[i], tonumber(ARGV[i + 1]), nil
 	local value = redis.call('HGET', ledger, id) or '0 0'
 	old, reached = string.match(value, '^(%d+) (-?%d+)$')
 	if not old then
 		return redis.error_reply('ERR the ledger has no count at ' .. id .. ': ' .. value)
-	elseif tonumber(old) < tonumber(ARGV[1]) then
-		return redis.error_reply(behind)
 	elseif tonumber(old) < count then
 		local now = redis.call('INCRBY', total, string.format('%d', count - old))
 		reached = ARGV[i + 2] ~= '' and ARGV[i + 2] or string.format('%d', now)
@@ -246,12 +243,11 @@ func newConn(s *redisServer, key, id string) *conn {
 	return &conn{server: s, id: id, totalKey: key, ledgerKey: "{" + key + "}:ledger"}
 }
 
-// raise raises the connection's entry from a count to another, and returns the total that
-// this reached. Where Redis has less than the first, or no entry and fewer than known, it
-// does nothing and returns errBehind. After another error nobody knows whether Redis did it.
-func (c *conn) raise(from, to int64, known int) (total int64, err error) {
-	return c.eval(strconv.FormatInt(from, 10), strconv.Itoa(known),
-		c.id, strconv.FormatInt(to, 10), "")
+// raise raises the connection's entry to a count and returns the total that this reached.
+// Where the total is lower than known it does nothing and returns errBehind. After another
+// error nobody knows whether Redis did it.
+func (c *conn) raise(known, count int64) (total int64, err error) {
+	return c.eval(strconv.FormatInt(known, 10), c.id, strconv.FormatInt(count, 10), "")
 }
 
 // restore puts entries back that Redis lacks, and returns the total.
@@ -261,11 +257,11 @@ func (c *conn) restore(lacking map[string]entry) (total int64, err error) {
 		args = append(args, id, strconv.FormatInt(e.count, 10), strconv.FormatInt(e.reached, 10))
 	}
 	for some := range slices.Chunk(args, 3*chunk) {
-		if _, err := c.eval(append([]string{"0", "0"}, some...)...); err != nil {
+		if _, err := c.eval(append([]string{""}, some...)...); err != nil {
 			return 0, err
 		}
 	}
-	return c.eval("0", "0")
+	return c.eval("")
 }
 
 // eval has Redis run the script.
