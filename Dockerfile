@@ -1,9 +1,13 @@
-FROM golang:1.26-alpine AS build
+# Builds run on the builder's own platform, for the target's. A builder that knows
+# neither, as Docker without BuildKit, takes the ones of the machine.
+FROM --platform=${BUILDPLATFORM:-linux} docker.io/library/golang:1.26-alpine AS build
 WORKDIR /src
-COPY go.mod main.go resp.go ./
+COPY go.mod *.go ./
 ARG VERSION=dev
-# The program imports the standard library only: go.mod's requirements are its tests'.
-RUN CGO_ENABLED=0 go build -mod=mod -trimpath -ldflags "-s -w -X main.version=$VERSION" -o /requestcount .
+ARG TARGETOS
+ARG TARGETARCH
+RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
+    go build -trimpath -ldflags "-s -w -X main.version=$VERSION" -o /requestcount .
 
 FROM scratch
 ARG VERSION=dev

@@ -1,10 +1,13 @@
 # The version is the one whose image the chart runs.
 VERSION := $(shell sed -n 's/^appVersion: //p' helm/Chart.yaml)
 
+# Without it the same source has another image id each time, and is rolled out for nothing.
+export BUILDX_NO_DEFAULT_ATTESTATIONS := 1
+
 .PHONY: help run build test check faults compare fuzz image docker-compose helm
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.* ## /\1\t/p' Makefile | expand -t 16
+	@awk -F ':.* ## ' '/^[a-z-]+:.* ## / { printf "%-16s%s\n", $$1, $$2 }' Makefile
 
 run: build ## serve on port 8083
 	./requestcount
@@ -15,7 +18,7 @@ build: ## the stripped, static binary
 test: ## needs only Go; with REDIS_URL set, uses that Redis
 	go test ./...
 
-check: test ## the part of the gate that needs Go only: form, vet, staticcheck, tests, race detector
+check: ## form, vet, staticcheck, and the tests with the race detector; needs a C compiler
 	test -z "$$(gofmt -l . | tee /dev/stderr)"
 	go mod tidy -diff
 	go vet ./...
@@ -32,13 +35,22 @@ fuzz: ## a minute of nonsense for the reply reader
 	go test -run '^$$' -fuzz FuzzReadReply -fuzztime 1m .
 
 image: ## requestcount:VERSION and requestcount:latest
-	docker build --network none --build-arg VERSION=$(VERSION) -t requestcount:$(VERSION) -t requestcount:latest .
+	docker build --network none --build-arg VERSION=$(VERSION) \
+		-t requestcount:$(VERSION) -t requestcount:latest .
 
 docker-compose: ## three replicas behind port 8083, in the foreground
 	docker compose up --build || [ $$? = 130 ] # Ctrl-C, the way to end it
 
-helm: image ## three replicas in the cluster of kubectl, at localhost:8083 with Docker Desktop and k3d
+helm: image ## three replicas in the local cluster of kubectl's context: Docker Desktop, kind, k3d, minikube
+	@context=$$(kubectl config current-context) && case $$context in \
+	docker-desktop) load=: ;; \
+	kind-*) load="kind load docker-image --name $${context#kind-}" ;; \
+	k3d-*) load="k3d image import --cluster $${context#k3d-}" ;; \
+	minikube) load="minikube image load" ;; \
+	*) echo "make helm is for a local cluster, and $$context is none that it knows." \
+		"Push the image and install the chart as helm/README.md says." >&2; exit 1 ;; \
+	esac && $$load requestcount:$(VERSION)
 	@# Each build has the same tag; the annotation, the image's id, has a new one rolled out.
-	helm upgrade --install requestcount ./helm --reset-then-reuse-values --set service.type=LoadBalancer \
+	helm upgrade --install requestcount ./helm --reset-then-reuse-values $(ARGS) \
 		--set-string podAnnotations.image=$$(docker image inspect -f '{{.Id}}' requestcount:$(VERSION))
 	kubectl rollout status deployment/requestcount --timeout 2m

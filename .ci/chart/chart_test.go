@@ -4,10 +4,12 @@
 package chart
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -15,7 +17,10 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 )
 
@@ -49,9 +54,19 @@ type release struct {
 	user        *int64 // that the pods ask for
 }
 
+// decode decodes a document as the API server does: YAML to untyped JSON, and
+// that strictly. A number in place of a string, an unknown or a doubled field is an error.
+func decode(doc string, into any) error {
+	data, err := yaml.YAMLToJSONStrict([]byte(doc))
+	if err != nil {
+		return err
+	}
+	strict, err := json.UnmarshalStrict(data, into)
+	return errors.Join(append(strict, err)...)
+}
+
 // render renders a release with the arguments of helm template, and decodes
-// each document into its type of Kubernetes; an unknown or a doubled field, or
-// an unexpected kind, fails the test.
+// each document into its type of Kubernetes; an unexpected kind fails the test.
 func render(t *testing.T, name string, args ...string) release {
 	t.Helper()
 	lint := slices.DeleteFunc(slices.Clone(args), func(arg string) bool { return strings.HasPrefix(arg, "--api-versions") }) // only template knows it
@@ -75,12 +90,12 @@ func render(t *testing.T, name string, args ...string) release {
 		switch typ.APIVersion + " " + typ.Kind {
 		case "apps/v1 Deployment":
 			var d appsv1.Deployment
-			err = yaml.UnmarshalStrict([]byte(doc), &d)
+			err = decode(doc, &d)
 			meta = d.ObjectMeta
 			r.deployments[meta.Name] = d
 		case "v1 Service":
 			var s corev1.Service
-			err = yaml.UnmarshalStrict([]byte(doc), &s)
+			err = decode(doc, &s)
 			meta = s.ObjectMeta
 			r.services[meta.Name] = s
 		default:
@@ -220,8 +235,12 @@ func TestDefaults(t *testing.T) {
 	c = redis.Template.Spec.Containers[0]
 	equal(t, "Redis' replicas", *redis.Replicas, int32(1))
 	equal(t, "Redis' strategy", redis.Strategy.Type, appsv1.RecreateDeploymentStrategyType)
-	equal(t, "Redis' user", strings.Join(c.Args, " "), "--user default on nopass resetkeys ~requestcount ~{requestcount}:instances ~{requestcount}:ended resetchannels"+
-		" -@all +ping +auth +get +incrby +hget +hset +hsetnx +hexists +hdel +hlen +hgetall +eval +evalsha")
+	equal(t, "Redis' image", c.Image, "docker.io/library/redis:8-alpine")
+	equal(t, "Redis' user", strings.Join(c.Args, " "), "--user default on nopass resetkeys ~requestcount ~{requestcount}:ledger resetchannels"+
+		" -@all +ping +auth +get +incrby +hget +hset +hlen +hgetall +eval +evalsha")
+	for what, probe := range map[string]*corev1.Probe{"liveness": c.LivenessProbe, "readiness": c.ReadinessProbe} {
+		equal(t, "Redis' "+what, probe.ProbeHandler, corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("redis")}})
+	}
 }
 
 // What testdata/full.yaml sets has gone where it belongs.
@@ -236,7 +255,8 @@ func TestEveryValue(t *testing.T) {
 	equal(t, "grace period", *pod.Spec.TerminationGracePeriodSeconds, int64(9+10+4*2+5))
 	equal(t, "memory limit", c.Resources.Limits.Memory().String(), "99Mi")
 	equal(t, "annotation", pod.Annotations, map[string]string{"example.com/a": "1"})
-	equal(t, "label", pod.Labels["example.com/team"], "blue")
+	equal(t, "label", pod.Labels["example.com/tier"], "front")
+	equal(t, "label that is common, too", pod.Labels["example.com/team"], "green")
 	equal(t, "affinity", pod.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms[0].MatchExpressions[0].Key, "disk")
 	equal(t, "volume", pod.Spec.Volumes[0].ConfigMap.Name, "ca")
 	equal(t, "mount", c.VolumeMounts, []corev1.VolumeMount{{Name: "ca", MountPath: "/ca", ReadOnly: true}})
@@ -244,16 +264,30 @@ func TestEveryValue(t *testing.T) {
 	equal(t, "Service", s.Spec.Type, corev1.ServiceTypeNodePort)
 	equal(t, "port", s.Spec.Ports[0].Port, int32(80))
 	equal(t, "node port", s.Spec.Ports[0].NodePort, int32(30083))
+	equal(t, "external traffic policy", s.Spec.ExternalTrafficPolicy, corev1.ServiceExternalTrafficPolicyLocal)
+	equal(t, "IP families", *s.Spec.IPFamilyPolicy, corev1.IPFamilyPolicyPreferDualStack)
 	equal(t, "Service's annotations", s.Annotations, map[string]string{"example.com/b": "2"})
 
 	redis := r.deployments["blue-requestcount-redis"].Spec.Template.Spec
 	equal(t, "Redis' image", redis.Containers[0].Image, "registry.example/redis:8")
 	equal(t, "Redis' memory limit", redis.Containers[0].Resources.Limits.Memory().String(), "33Mi")
-	equal(t, "Redis' keys", redis.Containers[0].Args[5:8], []string{"~counts", "~{counts}:instances", "~{counts}:ended"})
+	equal(t, "Redis' keys", redis.Containers[0].Args[5:7], []string{"~counts", "~{counts}:ledger"})
 	for name, pod := range map[string]corev1.PodSpec{"instances": pod.Spec, "Redis": redis} {
 		equal(t, name+": pull secrets", pod.ImagePullSecrets, []corev1.LocalObjectReference{{Name: "registry"}})
 		equal(t, name+": node selector", pod.NodeSelector, map[string]string{"kubernetes.io/arch": "amd64"})
 		equal(t, name+": tolerations", pod.Tolerations, []corev1.Toleration{{Key: "dedicated", Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule}})
+	}
+
+	// Each object has the common label: the pods of the instances by podLabels another value.
+	labels := map[string]map[string]string{"Redis' pods": r.deployments["blue-requestcount-redis"].Spec.Template.Labels}
+	for name, d := range r.deployments {
+		labels["Deployment "+name] = d.Labels
+	}
+	for name, s := range r.services {
+		labels["Service "+name] = s.Labels
+	}
+	for what, labels := range labels {
+		equal(t, what+": common label", labels["example.com/team"], "blue")
 	}
 
 	// What the Deployments select, and their names, no upgrade may change.
@@ -286,15 +320,106 @@ func TestNoReplicaCount(t *testing.T) {
 	}
 }
 
+// The number of instances may be a string, as a tool may write it.
+func TestReplicaCountInQuotes(t *testing.T) {
+	d, _, _ := render(t, "requestcount", "--set-string", "replicaCount=5").server(t, "requestcount")
+	equal(t, "replicas", *d.Spec.Replicas, int32(5))
+}
+
+// null takes a map or a list away, also one that has no default.
+func TestNull(t *testing.T) {
+	for _, value := range []string{"podLabels", "commonLabels", "podAnnotations", "extraEnv", "service.annotations", "nodeSelector", "affinity", "redis.url", "redis.key"} {
+		equal(t, value, render(t, "requestcount", "--set", value+"=null").order, all)
+	}
+}
+
 // OpenShift gives pods a user, by itself or as the chart's page says.
 func TestOpenShift(t *testing.T) {
 	render(t, "requestcount", "--api-versions=security.openshift.io/v1")
 	render(t, "requestcount", "--set", "podSecurityContext.runAsUser=null,podSecurityContext.runAsGroup=null")
 }
 
-// A subchart is given "global" by its parent.
-func TestGlobal(t *testing.T) {
-	equal(t, "objects", render(t, "requestcount", "--set", "global.region=eu").order, all)
+// A subchart is given "global" by its parent, which may have a condition for it.
+func TestSubchart(t *testing.T) {
+	equal(t, "objects", render(t, "requestcount", "--set", "global.region=eu,enabled=true").order, all)
+}
+
+// Each type of Service has only the fields that the API server lets it have, so
+// that a type can be changed while the values for another one stay.
+func TestServiceTypes(t *testing.T) {
+	const all = ",service.nodePort=30083,service.externalTrafficPolicy=Local,service.loadBalancerClass=example.com/1,service.loadBalancerSourceRanges={10.0.0.0/8}"
+	class := "example.com/1"
+	for typ, want := range map[corev1.ServiceType]corev1.ServiceSpec{
+		"ClusterIP":    {},
+		"NodePort":     {ExternalTrafficPolicy: "Local"},
+		"LoadBalancer": {ExternalTrafficPolicy: "Local", LoadBalancerClass: &class, LoadBalancerSourceRanges: []string{"10.0.0.0/8"}},
+	} {
+		got := render(t, "requestcount", "--set", "service.type="+string(typ)+all).services["requestcount"].Spec
+		want.Type, want.Selector, want.Ports = typ, got.Selector, slices.Clone(got.Ports)
+		want.Ports[0].NodePort = 30083
+		if typ == "ClusterIP" {
+			want.Ports[0].NodePort = 0
+		}
+		equal(t, string(typ), got, want)
+	}
+}
+
+func TestImages(t *testing.T) {
+	digest := "8-alpine@sha256:" + strings.Repeat("0a", 32)
+	r := render(t, "requestcount", "--set", "image.tag="+digest+",redis.image.tag="+digest)
+	equal(t, "image", r.deployments["requestcount"].Spec.Template.Spec.Containers[0].Image, "requestcount:"+digest)
+	equal(t, "Redis' image", r.deployments["requestcount-redis"].Spec.Template.Spec.Containers[0].Image, "docker.io/library/redis:"+digest)
+}
+
+// What YAML takes for a number or for true is a string where the API wants one.
+func TestStrings(t *testing.T) {
+	for _, name := range []string{"2026", "on", "1e3"} {
+		equal(t, name, render(t, name, "--set", "fullnameOverride=on").order[0], "Deployment/on")
+		_, c, _ := render(t, "requestcount", "--set", "redis.enabled=false", "--set-string", "redis.existingSecret="+name+",redis.existingSecretKey="+name).server(t, "requestcount")
+		equal(t, name+" as a Secret's name and key", *c.Env[0].ValueFrom.SecretKeyRef, corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: name}, Key: name})
+	}
+}
+
+// The URLs that the chart takes are those that the program takes.
+func TestURLs(t *testing.T) {
+	for _, scheme := range []string{"redis", "rediss", "valkey", "valkeys"} {
+		_, _, env := render(t, "requestcount", "--set", "redis.enabled=false,redis.url="+scheme+"://h").server(t, "requestcount")
+		equal(t, "URL", env["REDIS_URL"], scheme+"://h")
+	}
+}
+
+// Each YAML file on the chart's page is one of values that the chart takes, or
+// objects that the API server takes.
+func TestPage(t *testing.T) {
+	page, err := os.ReadFile(chart + "/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	values, policies := 0, 0
+	for _, block := range strings.Split(string(page), "```yaml\n")[1:] {
+		block, _, _ = strings.Cut(block, "```")
+		if !strings.Contains(block, "kind:") {
+			file := filepath.Join(t.TempDir(), "values.yaml")
+			if err := os.WriteFile(file, []byte(block), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			render(t, "requestcount", "--values", file)
+			values++
+			continue
+		}
+		for _, doc := range strings.Split(block, "\n---\n") {
+			var policy networkingv1.NetworkPolicy
+			if err := decode(doc, &policy); err != nil || policy.Kind != "NetworkPolicy" {
+				t.Errorf("%v in\n%s", err, doc)
+			}
+			pods := render(t, "requestcount").deployments[policy.Name].Spec.Template.Labels
+			for name, value := range policy.Spec.PodSelector.MatchLabels {
+				equal(t, policy.Name+" selects "+name, value, pods[name])
+			}
+			policies++
+		}
+	}
+	equal(t, "files of values and policies", []int{values, policies}, []int{2, 2})
 }
 
 func TestNames(t *testing.T) {
@@ -350,6 +475,17 @@ func TestRefusals(t *testing.T) {
 		{"requestcount", "image.name=x", "'name'"},
 		{"requestcount", "image.tag=a b", "/image/tag"},
 		{"requestcount", "image.tag=true", "/image/tag"},
+		{"requestcount", "image.tag=null", "'tag'"},
+		{"requestcount", "redis.image.pullPolicy=null", "'pullPolicy'"},
+		{"requestcount", "image=null", "'image'"},
+		{"requestcount", "shutdownDelaySeconds=null", "'shutdownDelaySeconds'"},
+		{"requestcount", "service.type=null", "'type'"},
+		{"requestcount", "redis.image.tag=8@sha256:0", "/redis/image"},
+		{"requestcount", "replicaCount=08", "/replicaCount"},
+		{"requestcount", "service.nodePort=0", "/service/nodePort"},
+		{"requestcount", "service.ipFamilyPolicy=Dual", "/service/ipFamilyPolicy"},
+		{"requestcount", "extraEnv[0].name=GOGC,extraEnv[0].value=50", "/extraEnv/0/value"},
+		{"requestcount", `commonLabels.helm\.sh/chart=x`, "/commonLabels"},
 		{"requestcount", "service.type=ExternalName", "/service/type"},
 		{"requestcount", "redisTimeoutSeconds=0", "/redisTimeoutSeconds"},
 		{"requestcount", "shutdownDelaySeconds=5s", "/shutdownDelaySeconds"},

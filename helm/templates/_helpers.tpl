@@ -39,8 +39,8 @@ The name of all that belongs to the release. It leaves room for "-redis" in the
 {{/* The labels that select a component's pods, and that no upgrade may change. Takes (list $ COMPONENT). */}}
 {{- define "requestcount.selectorLabels" -}}
 {{- $root := first . -}}
-app.kubernetes.io/name: {{ include "requestcount.name" $root }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/name: {{ include "requestcount.name" $root | quote }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ last . }}
 {{- end }}
 
@@ -48,12 +48,15 @@ app.kubernetes.io/component: {{ last . }}
 {{- define "requestcount.labels" -}}
 {{- $root := first . -}}
 {{ include "requestcount.selectorLabels" . }}
-app.kubernetes.io/part-of: {{ include "requestcount.name" $root }}
+app.kubernetes.io/part-of: {{ include "requestcount.name" $root | quote }}
 app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- if eq (last .) "server" }}
 app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
 {{- end }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 }}
+{{- with $root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{/*
@@ -71,7 +74,7 @@ that had it removes it, and that makes it 1.
 
 {{/* What every pod has. OpenShift gives each namespace users of its own and refuses the default one. */}}
 {{- define "requestcount.podSpec" -}}
-{{- $context := .Values.podSecurityContext -}}
+{{- $context := .Values.podSecurityContext | default dict -}}
 {{- if .Capabilities.APIVersions.Has "security.openshift.io/v1" -}}
   {{- range $field := list "runAsUser" "runAsGroup" -}}
     {{- if eq (int64 (get $context $field)) 65532 -}}{{- $context = omit $context $field -}}{{- end -}}
@@ -97,7 +100,7 @@ tolerations:
 {{- end }}
 {{- end }}
 
-{{/* The image, with a tag that YAML may have read as a number. Takes (list IMAGE DEFAULT-TAG). */}}
+{{/* The image. YAML may have read its tag as a number. Takes (list IMAGE DEFAULT-TAG). */}}
 {{- define "requestcount.image" -}}
 {{- $image := first . -}}
 {{- $tag := $image.tag -}}
