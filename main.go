@@ -271,7 +271,7 @@ func (h *handler) metrics(w http.ResponseWriter, r *http.Request) {
 		"Requests handled by this instance.", s.n)
 	if s.notReady == nil {
 		metric("requestcount_cluster_requests", "gauge", "Requests handled by all instances, "+
-			"as of the last sync; each instance tells the whole number, so take max(), not sum().", s.total)
+			"as last seen; each instance tells the whole number, so take max(), not sum().", s.total)
 	}
 	if h.counter.redis != nil {
 		metric("requestcount_redis_up", "gauge",
@@ -312,11 +312,11 @@ func healthcheck(_ context.Context, cfg config) error {
 // instance keeps a copy of the ledger and syncs it every second: of two counts of an
 // entry the higher one is right. So what Redis forgets, any instance puts back.
 type counter struct {
-	id      string        // of this process, in the ledger: host:port/RANDOM
-	redis   *redisServer  // nil for a cluster of one
-	pool    chan *conn    // connections used before; only who has taken one out may send over it
-	spare   chan *conn    // those not needed so far
-	syncing chan struct{} // holds a token while a sync is under way
+	id     string       // of this process, in the ledger: host:port/RANDOM
+	redis  *redisServer // nil for a cluster of one
+	pool   chan *conn   // connections used before; who has taken one out may use it
+	spare  chan *conn   // those not needed so far
+	syncer chan *conn   // the one for syncs
 
 	mu      sync.Mutex       // guards the rest
 	n       int64            // requests counted
@@ -324,7 +324,7 @@ type counter struct {
 	ledger  map[string]entry // by id; that of a connection moves only at the end of its command
 	told    time.Time        // when Redis was last told of anything new, perhaps in vain
 	synced  bool             // there was a sync
-	total   int64            // of the cluster, at the last sync
+	total   int64            // of the cluster, as last seen
 	down    error            // why Redis is down; nil while it answers
 	since   time.Time        // when it went down
 }
@@ -349,10 +349,11 @@ func newCounter(instance, key string, redis *redisServer) *counter {
 		redis:   redis,
 		pool:    make(chan *conn, connections),
 		spare:   make(chan *conn, connections),
-		syncing: make(chan struct{}, 1),
+		syncer:  make(chan *conn, 1),
 		ledger:  map[string]entry{},
 		pending: newBatch(),
 	}
+	c.syncer <- newConn(redis, key, c.id)
 	for i := range connections {
 		c.spare <- newConn(redis, key, c.id+"/"+strconv.Itoa(i+1))
 	}
@@ -397,16 +398,14 @@ func (c *counter) send(b *batch) {
 	c.pending = newBatch()
 	c.n += b.size
 	b.n, b.err = c.n, c.down
-	from := c.ledger[conn.id].count
-	known := len(c.ledger)
+	count := c.ledger[conn.id].count + b.size
 	c.mu.Unlock()
 
-	to := from + b.size
 	if b.err == nil { // else Redis went down while the batch waited
-		b.total, b.err = c.tell(conn, from, to, known)
+		b.total, b.err = c.tell(conn, count)
 	}
 	c.mu.Lock()
-	c.ledger[conn.id] = entry{to, b.total}
+	c.ledger[conn.id] = entry{count, b.total}
 	c.mu.Unlock()
 	close(b.done)
 }
@@ -427,20 +426,21 @@ func (c *counter) take() *conn {
 	}
 }
 
-// tell has Redis raise the connection's entry from a count to another, and returns the
-// total that this reached. If Redis lacks what is known here, a sync comes first.
-func (c *counter) tell(conn *conn, from, to int64, known int) (total int64, err error) {
+// tell has Redis raise the connection's entry to a count, and returns the total that this
+// reached. Where Redis has lost data, a sync comes first.
+func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
 	for {
-		if total, err = conn.raise(from, to, known); !errors.Is(err, errBehind) {
+		if total, err = conn.raise(c.status().total, count); !errors.Is(err, errBehind) {
 			break
 		}
-		if err = c.sync(conn); err != nil {
+		if err = c.sync(); err != nil {
 			return 0, err
 		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.told = time.Now()
+	c.total = max(c.total, total)
 	c.note(err)
 	return total, err
 }
@@ -461,9 +461,7 @@ func (c *counter) note(err error) {
 func (c *counter) run(ctx context.Context) {
 	for next := time.Now(); c.redis != nil; {
 		if c.status().down != nil || !time.Now().Before(next) {
-			conn := c.take()
-			c.sync(conn)
-			c.pool <- conn
+			c.sync()
 			next = time.Now().Add(c.interval())
 		}
 		select {
@@ -479,15 +477,15 @@ func (c *counter) interval() time.Duration {
 	return min(syncInterval+time.Duration(c.status().entries)*entryInterval, maxInterval)
 }
 
-// sync brings the ledger here and that in Redis to the higher count of each entry. Where
-// one is under way it waits for that instead.
-func (c *counter) sync(conn *conn) error {
+// sync brings the ledger here and that in Redis to the higher count of each entry. Where a
+// sync is under way it waits for that instead.
+func (c *counter) sync() error {
+	var conn *conn
 	select {
-	case c.syncing <- struct{}{}:
-		defer func() { <-c.syncing }()
+	case conn = <-c.syncer:
+		defer func() { c.syncer <- conn }()
 	default:
-		c.syncing <- struct{}{}
-		<-c.syncing
+		c.syncer <- <-c.syncer
 		return c.status().down
 	}
 	c.mu.Lock()
@@ -513,7 +511,6 @@ func (c *counter) sync(conn *conn) error {
 	if err == nil {
 		total, err = conn.restore(ours)
 	}
-	conn.once = false
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -536,22 +533,20 @@ func (c *counter) sync(conn *conn) error {
 	return nil
 }
 
-// end tells Redis all that is known here, and waits until each other instance has read
-// it: if Redis forgets it before, nobody knows it any more. While Redis is away it tries
-// until ctx is done.
+// end tells Redis all that is known here, and waits until each other instance has read it:
+// if Redis forgets it before, nobody knows it any more. While Redis is away it tries until
+// ctx is done.
 func (c *counter) end(ctx context.Context) {
 	if c.redis == nil {
 		return
 	}
-	var conn *conn
-	for range cap(c.pool) { // all of them, for good: no batch is under way then
-		conn = c.take()
-		conn.close() // it may have died in silence
+	for range cap(c.pool) {
+		c.take().close() // all of them, for good: no batch is under way then,
 	}
-	defer conn.close()
+	c.syncer <- <-c.syncer // and no sync
 	for waiting := false; c.status().entries > 0; waiting = true {
 		wait, reason := retryInterval, "waiting for Redis, to tell it what was counted here"
-		err := c.sync(conn)
+		err := c.sync()
 		if err == nil {
 			wait = time.Until(c.status().told.Add(c.interval() * 3 / 2))
 			reason = "waiting until the other instances know what was counted here"
@@ -573,7 +568,7 @@ func (c *counter) end(ctx context.Context) {
 	}
 }
 
-// A status is what a counter knows of itself and, from the last sync, of the cluster.
+// A status is what a counter knows of itself and of the cluster.
 type status struct {
 	n, total int64     // requests handled here, and by all
 	entries  int       // in the ledger

@@ -140,15 +140,11 @@ func start(t *testing.T, c *counter) {
 	})
 }
 
-// syncNow has c sync.
-func syncNow(c *counter) error {
-	conn := c.take()
-	defer func() { c.pool <- conn }()
-	return c.sync(conn)
-}
-
 // closeAll closes the TCP connections of c, none of which may be in use.
 func closeAll(c *counter) {
+	conn := <-c.syncer
+	conn.close()
+	c.syncer <- conn
 	for range len(c.pool) {
 		conn := <-c.pool
 		conn.close()
@@ -1022,7 +1018,7 @@ func TestEnd(t *testing.T) {
 			n := &network{do: dialRedis(t, url)}
 			synctest.Test(t, func(t *testing.T) {
 				c := newCounter("host:1", key, n.server(t, "redis://fake"))
-				syncNow(c)
+				c.sync()
 				for range tt.asked {
 					c.next()
 				}
@@ -1042,6 +1038,7 @@ func TestEnd(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), drainTimeout)
 				defer cancel()
 				c.end(ctx)
+				closeAll(c)
 				if took := time.Since(began); took < tt.took || took > tt.took+200*time.Millisecond {
 					t.Errorf("took %v, want %v", took, tt.took)
 				}
@@ -1173,21 +1170,21 @@ func TestLostReply(t *testing.T) {
 		{"another request and a sync", 4, func(w *wire, c, other *counter, forget func()) {
 			r := ask1(c)
 			w.deliverAll()
-			go syncNow(c)
+			go c.sync()
 			w.deliverAll()
 			if r.total != 5 {
 				panic(r.total)
 			}
 		}},
 		{"Redis forgets, and another instance that has read the ledger puts it back", 4, func(w *wire, c, other *counter, forget func()) {
-			go syncNow(other)
+			go other.sync()
 			w.deliverAll()
 			forget()
 			ask1(other)
 			w.deliverAll()
 		}},
 		{"Redis forgets, and the instance itself puts it back", 4, func(w *wire, c, other *counter, forget func()) {
-			go syncNow(c)
+			go c.sync()
 			w.deliverAll()
 			forget()
 			ask1(c)
@@ -1214,7 +1211,7 @@ func TestLostReply(t *testing.T) {
 				}
 				c, other := counters[0], counters[1]
 				for _, c := range counters {
-					go syncNow(c)
+					go c.sync()
 					w.deliverAll()
 				}
 				r := ask1(c)
@@ -1318,12 +1315,6 @@ func (s *schedule) ask(in *instance) {
 	}()
 }
 
-func (s *schedule) sync(in *instance) {
-	if len(in.c.pool)+len(in.c.spare) > 0 {
-		go syncNow(in.c)
-	}
-}
-
 // ledger returns what Redis holds: ids and values in turn, and the counts by id.
 func (s *schedule) ledger() (list []string, counts map[string]int64) {
 	got, err := readReply(replyReader(s.do([]string{"HGETALL", "{" + s.key + "}:ledger"})), '*')
@@ -1364,7 +1355,7 @@ func (s *schedule) step() {
 	case p < 25:
 		s.ask(in)
 	case p < 35:
-		s.sync(in)
+		go in.c.sync()
 	case p < 72 && waiting > 0:
 		carrying.deliver(packet, false)
 	case p < 78 && waiting > 0:
@@ -1427,7 +1418,7 @@ func (s *schedule) settle() {
 	}
 	for range 2 {
 		for _, in := range s.living() {
-			if err := syncNow(in.c); err != nil {
+			if err := in.c.sync(); err != nil {
 				s.t.Error(err)
 			}
 		}

@@ -12,12 +12,10 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
@@ -116,7 +114,6 @@ type redisServer struct {
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	generation atomic.Int64 // of connections: grows when one fails, as the others may be dead, too
-	answered   atomic.Bool  // it has answered any command: the scheme of its URL is right
 }
 
 // dialAlone dials as net.Dialer does, with a lookup of its own. Lookups that
@@ -180,28 +177,29 @@ func (s *redisServer) String() string {
 	return s.addr
 }
 
+// errBehind is the script's answer where Redis has lost data.
+const errBehind = redisError("BEHIND the total is lower than its client knows")
+
 // script raises entries of the ledger, each to a count, and the total by the differences.
 // Sent again, or late, it changes nothing. It answers the total that the last entry reached,
 // which the entry keeps for that, or without entries the total.
 //
-// ARGV begins with what the sender takes for known: how far the entry is, and how many
-// entries there are. Where Redis has less, it has forgotten: the answer is BEHIND. Then, for
-// each entry: its id, the count, and the total reached where that is known from before.
+// ARGV begins with the total that the sender knows, or with nothing. Where Redis has less, the
+// script does nothing and answers errBehind. Then, for each entry: its id, the count, and the
+// total reached where that is known from before.
 //
 // Numbers are written with %d, exact here to 2^53, because some come out of Lua
 // in a form that INCRBY refuses (1e+08, https://github.com/redis/redis/pull/13115).
-const script = `local total, ledger, reached = KEYS[1], KEYS[2], nil
-if redis.call('HLEN', ledger) < tonumber(ARGV[2]) then
-	return redis.error_reply('BEHIND Redis has forgotten entries')
+const script = `local total, ledger, known, reached = KEYS[1], KEYS[2], tonumber(ARGV[1]), nil
+if known and (tonumber(redis.call('GET', total)) or 0) < known then
+	return redis.error_reply('` + string(errBehind) + `')
 end
-for i = 3, #ARGV, 3 do
+for i = 2, #ARGV, 3 do
 	local id, count, old = ARGV[i], tonumber(ARGV[i + 1]), nil
 	local value = redis.call('HGET', ledger, id) or '0 0'
 	old, reached = string.match(value, '^(%d+) (-?%d+)$')
 	if not old then
 		return redis.error_reply('ERR the ledger has no count at ' .. id .. ': ' .. value)
-	elseif tonumber(old) < tonumber(ARGV[1]) then
-		return redis.error_reply('BEHIND Redis has forgotten a count')
 	elseif tonumber(old) < count then
 		local now = redis.call('INCRBY', total, string.format('%d', count - old))
 		reached = ARGV[i + 2] ~= '' and ARGV[i + 2] or string.format('%d', now)
@@ -222,9 +220,6 @@ type entry struct {
 	count   int64 // requests
 	reached int64 // the total that was answered; 0 where that is not known
 }
-
-// errBehind says that Redis lacks what it was told before.
-var errBehind = errors.New("Redis has forgotten what it was told")
 
 // A conn is a connection to Redis, for one goroutine at a time. It outlives its TCP
 // connections: one is dialed when first needed and again after each failure.
@@ -248,16 +243,11 @@ func newConn(s *redisServer, key, id string) *conn {
 	return &conn{server: s, id: id, totalKey: key, ledgerKey: "{" + key + "}:ledger"}
 }
 
-// raise raises the connection's entry from a count to another, and returns the total that
-// this reached. Where Redis has less than the first, or no entry and fewer than known, it
-// does nothing and returns errBehind. After another error nobody knows whether Redis did it.
-func (c *conn) raise(from, to int64, known int) (total int64, err error) {
-	total, err = c.eval(strconv.FormatInt(from, 10), strconv.Itoa(known),
-		c.id, strconv.FormatInt(to, 10), "")
-	if isCode(err, "BEHIND") {
-		err = errBehind
-	}
-	return total, err
+// raise raises the connection's entry to a count and returns the total that this reached.
+// Where the total is lower than known it does nothing and returns errBehind. After another
+// error nobody knows whether Redis did it.
+func (c *conn) raise(known, count int64) (total int64, err error) {
+	return c.eval(strconv.FormatInt(known, 10), c.id, strconv.FormatInt(count, 10), "")
 }
 
 // restore puts entries back that Redis lacks, and returns the total.
@@ -267,11 +257,11 @@ func (c *conn) restore(lacking map[string]entry) (total int64, err error) {
 		args = append(args, id, strconv.FormatInt(e.count, 10), strconv.FormatInt(e.reached, 10))
 	}
 	for some := range slices.Chunk(args, 3*chunk) {
-		if _, err := c.eval(append([]string{"0", "0"}, some...)...); err != nil {
+		if _, err := c.eval(append([]string{""}, some...)...); err != nil {
 			return 0, err
 		}
 	}
-	return c.eval("0", "0")
+	return c.eval("")
 }
 
 // eval has Redis run the script.
@@ -312,8 +302,7 @@ func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 		}
 		kept, last := c.nc != nil, c.once || !time.Now().Before(end)
 		got, err = c.attempt(time.Now().Add(c.server.timeout/2), kind, args...)
-		if err == nil || isCode(err, "BEHIND") || isCode(err, "NOSCRIPT") {
-			c.server.answered.Store(true)
+		if err == nil || errors.Is(err, errBehind) || isCode(err, "NOSCRIPT") {
 			return got, err
 		}
 		err = c.fail(err)
@@ -356,17 +345,13 @@ func (c *conn) exchange(deadline time.Time, kind byte, args ...string) (reply, e
 	return readReply(c.r, kind)
 }
 
-// fail closes the TCP connection, and has the others dialed anew unless Redis has answered.
-// It returns err with the address that was tried and, before any answer, a hint.
+// fail closes the TCP connection and, unless err is an error reply, has the others dialed
+// anew. It returns err with the address that was tried.
 func (c *conn) fail(err error) error {
 	c.close()
 	var answer redisError
 	if !errors.As(err, &answer) {
 		c.server.generation.CompareAndSwap(c.generation, c.generation+1)
-	}
-	if !c.server.answered.Load() && c.server.tls == nil && (errors.Is(err, io.EOF) ||
-		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, os.ErrDeadlineExceeded)) {
-		err = fmt.Errorf("%w: the port may want TLS, rediss://", err)
 	}
 	return fmt.Errorf("%s: %w", c.addr, err)
 }

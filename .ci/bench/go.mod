@@ -3,7 +3,6 @@ module bench
 go 1.26.0
 
 require (
-	github.com/gomodule/redigo v1.9.3
 	github.com/redis/go-redis/v9 v9.23.0
 	github.com/redis/rueidis v1.0.79
 )

@@ -1,8 +1,9 @@
 // Bench measures the service beside its peers, with Redis on loopback and a
 // network away, and several instances of it before one Redis. It prints tables
-// in Markdown. It needs Linux, wrk and redis-server; all traffic stays on loopback.
+// in Markdown, and on stderr what it is doing. It needs Linux, wrk and
+// redis-server; all traffic stays on loopback.
 //
-//	go run . [-rounds 3] [-seconds 3] [-connections 4,64,256]
+//	go run . [-rounds 3] [-seconds 3] [-connections 4,64,256] [-peers go-redis,bare]
 //	go run . -scale
 package main
 
@@ -22,7 +23,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -34,7 +34,8 @@ func main() {
 	rounds := flag.Int("rounds", 3, "measurements of each contestant, in turn")
 	seconds := flag.Int("seconds", 3, "length of a measurement")
 	levels := flag.String("connections", "4,64,256", "numbers of connections")
-	scale := flag.Bool("scale", false, "measure 1, 3, 10 and 30 instances before one Redis")
+	names := flag.String("peers", "go-redis,bare", "whom to compare with; rueidis is another")
+	scale := flag.Bool("scale", false, "measure how many instances one Redis bears, busy and idle")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -47,14 +48,15 @@ func main() {
 	case len(args) > 0:
 		err = fmt.Errorf("unknown arguments %q", args)
 	default:
-		err = measure(ctx, *rounds, *seconds, strings.Split(*levels, ","), *scale)
+		levels, peers := strings.Split(*levels, ","), strings.Split(*names, ",")
+		err = measure(ctx, *rounds, *seconds, levels, peers, *scale)
 	}
 	if err != nil {
 		log.Fatal("bench: ", err)
 	}
 }
 
-func measure(ctx context.Context, rounds, seconds int, levels []string, scale bool) error {
+func measure(ctx context.Context, rounds, seconds int, levels, peers []string, scale bool) error {
 	if rounds < 1 || seconds < 1 {
 		return fmt.Errorf("-rounds %d -seconds %d: want 1 or more", rounds, seconds)
 	}
@@ -77,17 +79,23 @@ func measure(ctx context.Context, rounds, seconds int, levels []string, scale bo
 	}
 	redis := freeAddr()
 	_, port, _ := net.SplitHostPort(redis)
-	b.redis, err = b.start(redis, nil, "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", dir)
+	b.redis, err = b.start(redis, nil, "redis-server", "--port", port, "--bind", "127.0.0.1",
+		"--save", "", "--dir", dir)
 	if err != nil {
 		return err
 	}
 	defer b.redis.end()
 	if scale {
-		err = b.scale(redis)
+		if err = b.busy(redis); err == nil {
+			err = b.idle(redis)
+		}
 	} else {
-		err = b.compare(redis, rounds, levels)
+		err = b.compare(redis, rounds, levels, peers)
 	}
-	fmt.Printf("\nMeasured on %d cores of %s, %s/%s, %s, %s.\n", runtime.NumCPU(), cpuModel(), runtime.GOOS, runtime.GOARCH, runtime.Version(), redisVersion())
+	if err == nil {
+		fmt.Printf("\nMeasured on %d cores of %s, %s/%s, %s, %s.\n", runtime.NumCPU(), cpuModel(),
+			runtime.GOOS, runtime.GOARCH, runtime.Version(), redisVersion())
+	}
 	return err
 }
 
@@ -152,21 +160,20 @@ func (b *bench) contestant(name, addr, redis string) (*process, error) {
 // A result is what a load of one contestant gave.
 type result struct {
 	rate  float64 // answers a second
-	p50   float64 // of the time to an answer, in µs
 	redis float64 // Redis' CPU for an answer, in µs
 }
 
 var (
 	wrkRate = regexp.MustCompile(`Requests/sec:\s+([0-9.]+)`)
 	wrkSum  = regexp.MustCompile(`(\d+) requests in`)
-	wrkP50  = regexp.MustCompile(`50%\s+([0-9.]+)(us|ms|s)`)
 	wrkBad  = regexp.MustCompile(`Non-2xx or 3xx responses: \d+|Socket errors: .*`)
 )
 
 // load has wrk send requests to addr over so many connections.
 func (b *bench) load(addr, connections string) (r result, err error) {
 	wrk := func(seconds int) ([]byte, error) {
-		return exec.CommandContext(b.ctx, "wrk", "-t1", "-c"+connections, fmt.Sprintf("-d%ds", seconds), "--latency", "http://"+addr+"/").CombinedOutput()
+		return exec.CommandContext(b.ctx, "wrk", "-t1", "-c"+connections,
+			fmt.Sprintf("-d%ds", seconds), "http://"+addr+"/").CombinedOutput()
 	}
 	if out, err := wrk(1); err != nil {
 		return r, fmt.Errorf("wrk: %w: %s", err, out)
@@ -177,12 +184,11 @@ func (b *bench) load(addr, connections string) (r result, err error) {
 	if bad := wrkBad.Find(out); err != nil || bad != nil {
 		return r, fmt.Errorf("wrk at %s with %s connections: %v %s", addr, connections, err, bad)
 	}
-	rate, sum, p50 := wrkRate.FindSubmatch(out), wrkSum.FindSubmatch(out), wrkP50.FindSubmatch(out)
-	if rate == nil || sum == nil || p50 == nil {
+	rate, sum := wrkRate.FindSubmatch(out), wrkSum.FindSubmatch(out)
+	if rate == nil || sum == nil {
 		return r, fmt.Errorf("wrk says %s", out)
 	}
-	unit := map[string]float64{"us": 1, "ms": 1e3, "s": 1e6}[string(p50[2])]
-	return result{number(rate[1]), number(p50[1]) * unit, float64(used.Microseconds()) / number(sum[1])}, nil
+	return result{number(rate[1]), float64(used.Microseconds()) / number(sum[1])}, nil
 }
 
 func number(b []byte) float64 {
@@ -201,7 +207,7 @@ func cpu(p *process) time.Duration {
 
 // compare measures all contestants in turn, so that a drift of the machine hits
 // all alike, and prints what the service reaches of each peer.
-func (b *bench) compare(redis string, rounds int, levels []string) error {
+func (b *bench) compare(redis string, rounds int, levels, peers []string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -212,27 +218,35 @@ func (b *bench) compare(redis string, rounds int, levels []string) error {
 		return err
 	}
 	defer delay.end()
-	fmt.Println("| Redis | connections | of go-redis | of rueidis | of redigo | of bare net/http | 50th percentile, of go-redis | Redis' CPU per request, of go-redis |")
-	fmt.Println("|---|---|---|---|---|---|---|---|")
-	for _, place := range []struct{ name, addr string }{{"loopback", redis}, {fmt.Sprint("a network of ", networkDelay, " each way away"), away}} {
+	head := "| where Redis is | connections |"
+	for _, peer := range peers {
+		peer = strings.Replace(peer, "bare", "bare net/http", 1)
+		head += " compared with " + peer + " (1.0 = equal) |"
+	}
+	fmt.Println(head)
+	fmt.Println("|---|---|" + strings.Repeat("---|", len(peers)))
+	for _, place := range []struct{ name, addr string }{
+		{"the same machine", redis},
+		{fmt.Sprint("a network of ", networkDelay, " each way away"), away},
+	} {
 		for _, connections := range levels {
-			results := map[string][]result{}
-			for range rounds {
+			rates := map[string][]float64{}
+			for round := range rounds {
 				for _, name := range append([]string{"requestcount"}, peers...) {
+					log.Printf("Redis: %s; %s connections, round %d of %d: %s",
+						place.name, connections, round+1, rounds, name)
 					r, err := b.once(name, place.addr, connections)
 					if err != nil {
 						return fmt.Errorf("%s: %w", name, err)
 					}
-					results[name] = append(results[name], r)
+					rates[name] = append(rates[name], r.rate)
 				}
 			}
-			ratio := func(peer string, of func(result) float64) string {
-				return ratios(results["requestcount"], results[peer], of)
+			row := fmt.Sprintf("| %s | %s |", place.name, connections)
+			for _, peer := range peers {
+				row += " " + ratios(rates["requestcount"], rates[peer]) + " |"
 			}
-			rate := func(r result) float64 { return r.rate }
-			fmt.Printf("| %s | %s | %s | %s | %s | %s | %s | %s |\n", place.name, connections,
-				ratio("go-redis", rate), ratio("rueidis", rate), ratio("redigo", rate), ratio("bare", rate),
-				ratio("go-redis", func(r result) float64 { return r.p50 }), ratio("go-redis", func(r result) float64 { return r.redis }))
+			fmt.Println(row)
 		}
 	}
 	return nil
@@ -250,63 +264,18 @@ func (b *bench) once(name, redis, connections string) (result, error) {
 }
 
 // ratios returns the ratio of the medians and, of the rounds, the lowest and the highest.
-func ratios(ours, theirs []result, of func(result) float64) string {
-	var a, b, each []float64
+func ratios(ours, theirs []float64) string {
+	var each []float64
 	for i := range ours {
-		a, b = append(a, of(ours[i])), append(b, of(theirs[i]))
-		each = append(each, a[i]/b[i])
+		each = append(each, ours[i]/theirs[i])
 	}
-	return fmt.Sprintf("%.2f (%.2f to %.2f)", median(a)/median(b), slices.Min(each), slices.Max(each))
+	ratio := median(ours) / median(theirs)
+	return fmt.Sprintf("%.2f (%.2f to %.2f)", ratio, slices.Min(each), slices.Max(each))
 }
 
 func median(x []float64) float64 {
-	slices.Sort(x)
+	x = slices.Sorted(slices.Values(x))
 	return (x[(len(x)-1)/2] + x[len(x)/2]) / 2
-}
-
-// scale measures several instances before one Redis, each asked over 8 connections.
-func (b *bench) scale(redis string) error {
-	fmt.Println("| instances | answers/s | Redis' CPU per answer | of one core |")
-	fmt.Println("|---|---|---|---|")
-	for _, n := range []int{1, 3, 10, 30} {
-		if err := b.scaleTo(redis, n); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// scaleTo prints the row of n instances.
-func (b *bench) scaleTo(redis string, n int) error {
-	addrs := make([]string, n)
-	for i := range addrs {
-		addrs[i] = freeAddr()
-		p, err := b.contestant("requestcount", addrs[i], redis)
-		if err != nil {
-			return err
-		}
-		defer p.end()
-	}
-	var rate, used float64 // of all
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	var failed error
-	for _, addr := range addrs {
-		wg.Go(func() {
-			r, err := b.load(addr, "8")
-			mu.Lock()
-			defer mu.Unlock()
-			rate += r.rate
-			used += r.redis * r.rate / float64(n) // each load sees what Redis does for all
-			failed = cmp.Or(failed, err)
-		})
-	}
-	wg.Wait()
-	if failed != nil {
-		return failed
-	}
-	fmt.Printf("| %d | %.0f | %.1f µs | %.0f %% |\n", n, rate, used/rate, used/1e4)
-	return nil
 }
 
 // freeAddr returns an address on loopback that is free, below the ports that

@@ -6,19 +6,15 @@ import (
 	"net/http"
 	"sync/atomic"
 
-	redigo "github.com/gomodule/redigo/redis"
 	goredis "github.com/redis/go-redis/v9"
 	"github.com/redis/rueidis"
 )
 
-// peers are the services that the project is measured beside: net/http with a
-// counter in memory, which no service with a Redis can pass, and one INCR for
-// each request by each of the well-known clients.
-var peers = []string{"bare", "go-redis", "redigo", "rueidis"}
-
 const peerKey = "bench:peer"
 
-// servePeer serves the project's answer at addr until the process is ended.
+// servePeer serves the project's answer at addr until the process is ended. The
+// bare peer counts in memory, so no service with a Redis can pass it. The others
+// send one INCR for each request, by well-known clients.
 func servePeer(kind, addr, redis string) error {
 	incr, err := newIncr(kind, redis)
 	if err != nil {
@@ -32,7 +28,9 @@ func servePeer(kind, addr, redis string) error {
 			return
 		}
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		fmt.Fprintf(w, "You are talking to instance %s.\nThis is request %d to this instance and request %d to the cluster.\n", addr, n.Add(1), total)
+		fmt.Fprintf(w, "You are talking to instance %s.\n"+
+			"This is request %d to this instance and request %d to the cluster.\n",
+			addr, n.Add(1), total)
 	})
 	return http.ListenAndServe(addr, nil)
 }
@@ -44,16 +42,12 @@ func newIncr(kind, redis string) (func(context.Context) (int64, error), error) {
 		return func(context.Context) (int64, error) { return n.Add(1), nil }, nil
 	case "go-redis":
 		c := goredis.NewClient(&goredis.Options{Addr: redis})
-		return func(ctx context.Context) (int64, error) { return c.Incr(ctx, peerKey).Result() }, nil
-	case "redigo":
-		pool := &redigo.Pool{MaxIdle: 16, MaxActive: 16, Wait: true, Dial: func() (redigo.Conn, error) { return redigo.Dial("tcp", redis) }}
-		return func(context.Context) (int64, error) {
-			c := pool.Get()
-			defer c.Close()
-			return redigo.Int64(c.Do("INCR", peerKey))
+		return func(ctx context.Context) (int64, error) {
+			return c.Incr(ctx, peerKey).Result()
 		}, nil
 	case "rueidis":
-		c, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{redis}, DisableCache: true})
+		options := rueidis.ClientOption{InitAddress: []string{redis}, DisableCache: true}
+		c, err := rueidis.NewClient(options)
 		if err != nil {
 			return nil, err
 		}
@@ -61,5 +55,5 @@ func newIncr(kind, redis string) (func(context.Context) (int64, error), error) {
 			return c.Do(ctx, c.B().Incr().Key(peerKey).Build()).AsInt64()
 		}, nil
 	}
-	return nil, fmt.Errorf("unknown peer %q: want one of %q", kind, peers)
+	return nil, fmt.Errorf("unknown peer %q: want bare, go-redis or rueidis", kind)
 }

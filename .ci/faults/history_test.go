@@ -1,6 +1,8 @@
 package faults
 
 import (
+	"cmp"
+	"math"
 	"net/http"
 	"slices"
 	"testing"
@@ -34,7 +36,9 @@ func linearizable(t testing.TB, whose string, answers []answer, number func(a an
 	var history []porcupine.Operation
 	for i, a := range answers {
 		rank, _ := slices.BinarySearch(numbers, number(a))
-		history = append(history, porcupine.Operation{ClientId: i, Call: int64(a.start), Return: int64(a.end), Output: rank})
+		history = append(history, porcupine.Operation{
+			ClientId: i, Call: int64(a.start), Return: int64(a.end), Output: rank,
+		})
 	}
 	result, info := porcupine.CheckOperationsVerbose(fetchAndIncrement, history, 20*time.Second)
 	if result != porcupine.Ok {
@@ -42,17 +46,45 @@ func linearizable(t testing.TB, whose string, answers []answer, number func(a an
 		for _, part := range info.PartialLinearizations()[0] {
 			longest = max(longest, len(part))
 		}
-		t.Errorf("%s's numbers are not linearizable (%s): %d was told after a higher one was answered", whose, result, numbers[min(longest, len(numbers)-1)])
+		t.Errorf("%s's numbers are not linearizable (%s): %d was told after a higher one",
+			whose, result, numbers[min(longest, len(numbers)-1)])
 	}
+}
+
+// A lowAnswer has a number that is not above one told before it was asked for.
+type lowAnswer struct {
+	answer
+	before int64
+}
+
+// tooLow returns the answers that a counter which loses nothing would not
+// give, in order of their end.
+func tooLow(answers []answer) (low []lowAnswer) {
+	byStart := func(a, b answer) int { return cmp.Compare(a.start, b.start) }
+	byEnd := func(a, b answer) int { return cmp.Compare(a.end, b.end) }
+	starts := slices.SortedFunc(slices.Values(answers), byStart)
+	ends := slices.SortedFunc(slices.Values(answers), byEnd)
+	highest := int64(math.MinInt64)
+	for _, a := range starts {
+		for ends[0].end < a.start { // a itself ends later, so it never runs out
+			highest, ends = max(highest, ends[0].Total), ends[1:]
+		}
+		if a.Total <= highest {
+			low = append(low, lowAnswer{a, highest})
+		}
+	}
+	slices.SortFunc(low, func(a, b lowAnswer) int { return byEnd(a.answer, b.answer) })
+	return low
 }
 
 // oneTo fails the test unless the instance's numbers are 1 … k, each once.
 func oneTo(t testing.TB, instance string, answers []answer) {
 	t.Helper()
-	answers = slices.SortedFunc(slices.Values(answers), func(a, b answer) int { return int(a.N - b.N) })
+	byNumber := func(a, b answer) int { return cmp.Compare(a.N, b.N) }
+	answers = slices.SortedFunc(slices.Values(answers), byNumber)
 	for i, a := range answers {
 		if a.N != int64(i+1) {
-			t.Errorf("instance %s: got %d as number %d of %d in order, want %d", instance, a.N, i+1, len(answers), i+1)
+			t.Errorf("instance %s, answer %d of %d: got %d", instance, i+1, len(answers), a.N)
 			return
 		}
 	}
@@ -60,5 +92,7 @@ func oneTo(t testing.TB, instance string, answers []answer) {
 
 // told returns the answers that have the cluster's number.
 func told(answers []answer) []answer {
-	return slices.DeleteFunc(slices.Clone(answers), func(a answer) bool { return a.Status != http.StatusOK })
+	return slices.DeleteFunc(slices.Clone(answers), func(a answer) bool {
+		return a.Status != http.StatusOK
+	})
 }

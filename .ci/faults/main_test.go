@@ -28,6 +28,9 @@ import (
 // program is the built program: $PROGRAM, or what TestMain builds.
 var program = os.Getenv("PROGRAM")
 
+// version is what TestMain stamps on it.
+const version = "1.2.3-faults"
+
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
@@ -39,7 +42,8 @@ func testMain(m *testing.M) int {
 		}
 		defer os.RemoveAll(dir)
 		program = filepath.Join(dir, "requestcount")
-		build := exec.Command("go", "build", "-o", program, ".")
+		stamp := "-X main.version=" + version
+		build := exec.Command("go", "build", "-ldflags", stamp, "-o", program, ".")
 		build.Dir = "../.."
 		if out, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
@@ -131,7 +135,11 @@ func startProcess(t testing.TB, env ...string) *process {
 
 func startProcessAt(t testing.TB, program, addr string, env ...string) *process {
 	t.Helper()
-	p := &process{Cmd: exec.Command(program), addr: addr, url: "http://" + addr, exited: make(chan struct{})}
+	p := &process{
+		Cmd:  exec.Command(program),
+		addr: addr, url: "http://" + addr,
+		exited: make(chan struct{}),
+	}
 	p.Env = append([]string{"ADDR=" + addr}, env...)
 	p.Stderr = &p.stderr
 	if err := startCommand(p.Cmd); err != nil {
@@ -140,10 +148,8 @@ func startProcessAt(t testing.TB, program, addr string, env ...string) *process 
 	go func() { p.Wait(); close(p.exited) }()
 	t.Cleanup(func() { p.kill() })
 	eventually(t, func() error {
-		select {
-		case <-p.exited:
+		if !p.runs() {
 			t.Fatalf("the server did not start:\n%s", &p.stderr)
-		default:
 		}
 		return listens(addr)
 	})
@@ -156,7 +162,17 @@ func (p *process) kill() {
 	<-p.exited
 }
 
-// terminate asks the instance to stop, once: a second SIGTERM would end it at once.
+// runs says whether the instance has not ended.
+func (p *process) runs() bool {
+	select {
+	case <-p.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// terminate asks the instance to stop, once: a SIGTERM a second later would end it at once.
 func (p *process) terminate() {
 	p.terminated.Do(func() { p.Process.Signal(syscall.SIGTERM) })
 }

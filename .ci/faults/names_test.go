@@ -22,7 +22,8 @@ type nameServer struct {
 }
 
 func newNameServer(t testing.TB) *nameServer {
-	s := &nameServer{addr: fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))}
+	addr := fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
+	s := &nameServer{addr: addr}
 	conn, err := net.ListenPacket("udp", s.addr+":53")
 	if err != nil {
 		t.Skipf("skipped: no name server without root: %v", err)
@@ -53,8 +54,10 @@ func (s *nameServer) program(t testing.TB) string {
 	if out, err := exec.Command("unshare", "--mount", "true").CombinedOutput(); err != nil {
 		t.Skipf("skipped: no resolv.conf of its own for a process: %v %s", err, out)
 	}
-	conf, script := filepath.Join(t.TempDir(), "resolv.conf"), filepath.Join(t.TempDir(), "requestcount")
-	lines := fmt.Sprintf("#!/bin/sh\nexec unshare --mount sh -c 'mount --bind %s /etc/resolv.conf && exec %s'\n", conf, program)
+	conf := filepath.Join(t.TempDir(), "resolv.conf")
+	script := filepath.Join(t.TempDir(), "requestcount")
+	lines := fmt.Sprintf("#!/bin/sh\nexec unshare --mount sh -c "+
+		"'mount --bind %s /etc/resolv.conf && exec %s'\n", conf, program)
 	for file, text := range map[string]string{conf: "nameserver " + s.addr + "\n", script: lines} {
 		if err := os.WriteFile(file, []byte(text), 0o755); err != nil {
 			t.Fatal(err)
@@ -67,15 +70,19 @@ func (s *nameServer) program(t testing.TB) string {
 // connections that are dialed again.
 func lostQuestions() scenario {
 	var names *nameServer
-	return scenario{name: "a name server that loses questions", timeout: "5s", within: 2 * time.Second, prepare: func(f *fleet) {
+	s := scenario{name: "a name server that loses questions", timeout: "5s"}
+	s.within = 2 * time.Second
+	s.prepare = func(f *fleet) {
 		names = newNameServer(f.t)
 		f.useRedis(startServer(f.t))
 		f.program = names.program(f.t)
 		f.url = strings.Replace(f.url, "127.0.0.1", "redis.example", 1)
-	}, fault: func(f *fleet) {
+	}
+	s.fault = func(f *fleet) {
 		names.lose.Store(true)
 		f.redis.do("CLIENT KILL USER default")
 		time.Sleep(300 * time.Millisecond)
 		names.lose.Store(false)
-	}}
+	}
+	return s
 }

@@ -25,8 +25,10 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// acl is what the service needs of a Redis user on its three keys.
-const acl = "-@all +ping +auth +get +incrby +hget +hset +hsetnx +hexists +hdel +hlen +hgetall +eval +evalsha"
+// acl is what the service needs of a Redis user on its two keys.
+const acl = "-@all +ping +auth +get +incrby +hget +hset +hlen +hgetall +eval +evalsha"
+
+const ledger = "{requestcount}:ledger" // as documented, beside the total
 
 const password = "right" // of the default user
 
@@ -60,12 +62,12 @@ port %s
 dir %s
 save ""
 appendonly no
-user default on >%s resetkeys ~requestcount ~{requestcount}:instances ~{requestcount}:ended %s
+user default on >%s resetkeys ~requestcount ~%s %s
 user admin on >admin ~* +@all
 masteruser admin
 masterauth admin
 %s
-`, s.port, t.TempDir(), password, acl, strings.Join(conf, "\n"))
+`, s.port, t.TempDir(), password, ledger, acl, strings.Join(conf, "\n"))
 	s.client = s.newClient()
 	t.Cleanup(func() { s.client.Close() })
 	t.Cleanup(s.kill)
@@ -73,11 +75,18 @@ masterauth admin
 	return s
 }
 
+// startTLS starts a redis-server that also has TLS, at port, with the
+// certificate and key in file.
+func startTLS(t testing.TB, port, file string) *server {
+	return startServer(t, "tls-port "+port, "tls-cert-file "+file, "tls-key-file "+file,
+		"tls-auth-clients no")
+}
+
 func (s *server) newClient() *redis.Client {
 	return redis.NewClient(&redis.Options{
 		Addr: s.addr(), Username: "admin", Password: "admin",
-		Protocol: 2, DisableIdentity: true, PoolSize: 1, // RESP3 and identities are for newer servers
-		ReadTimeout: 20 * time.Second,
+		Protocol: 2, DisableIdentity: true, // RESP3 and identities are for newer servers
+		PoolSize: 1, ReadTimeout: 20 * time.Second,
 	})
 }
 
@@ -134,6 +143,24 @@ func (s *server) do(command string) string {
 	return fmt.Sprint(reply)
 }
 
+// stat returns a number of INFO.
+func (s *server) stat(name string) (n int) {
+	s.t.Helper()
+	_, value, _ := strings.Cut(s.do("INFO"), name+":")
+	if _, err := fmt.Sscan(value, &n); err != nil {
+		s.t.Fatalf("INFO: got no number %s: %v", name, err)
+	}
+	return n
+}
+
+// configure changes a setting, and skips the test where the server does not know it.
+func (s *server) configure(setting, value string) {
+	if !strings.Contains(s.do("CONFIG GET "+setting), setting) {
+		s.t.Skipf("skipped: no setting %s in this version of Redis", setting)
+	}
+	s.do("CONFIG SET " + setting + " " + value)
+}
+
 // until waits for what Redis takes some time for.
 func (s *server) until(command, says string) {
 	s.t.Helper()
@@ -172,7 +199,7 @@ const (
 	none   fault = iota
 	refuse       // it is reset
 	vanish       // nothing passes in either direction
-	hold         // nothing passes until the fault ends; then all does, though the client may be gone
+	hold         // nothing passes until the fault ends; then all does, late
 	odd          // the next reply is replaced by an error, once
 )
 
@@ -214,18 +241,6 @@ func newProxy(t testing.TB, target string) *proxy {
 	return p
 }
 
-// await waits until n connections are open.
-func (p *proxy) await(t testing.TB, n int) {
-	eventually(t, func() error {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if got := len(p.links); got < n {
-			return fmt.Errorf("open connections: got %d, want %d", got, n)
-		}
-		return nil
-	})
-}
-
 // set orders a fault for all connections, also those to come.
 func (p *proxy) set(f fault) {
 	p.mu.Lock()
@@ -234,11 +249,25 @@ func (p *proxy) set(f fault) {
 	p.setOpen(len(p.links), f)
 }
 
+// setComing orders a fault for connections to come, and for none that is open.
+func (p *proxy) setComing(f fault) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fault = f
+}
+
 // setSome orders a fault for up to n of the connections that are open, and for none to come.
 func (p *proxy) setSome(n int, f fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.setOpen(n, f)
+}
+
+// setHalf orders a fault for half of the connections that are open, and for none to come.
+func (p *proxy) setHalf(f fault) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.setOpen((len(p.links)+1)/2, f)
 }
 
 func (p *proxy) setOpen(n int, f fault) {
@@ -333,7 +362,9 @@ func certificate(t testing.TB) string {
 		t.Fatal(err)
 	}
 	file := filepath.Join(t.TempDir(), "redis.pem")
-	pair := slices.Concat(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}))
+	pair := slices.Concat(
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}))
 	if err := os.WriteFile(file, pair, 0o600); err != nil {
 		t.Fatal(err)
 	}
