@@ -56,6 +56,7 @@ const (
 	entryInterval = 500 * time.Microsecond // more for each entry, as Redis reads all of it out
 	maxInterval   = 3 * time.Second        // 1.5 of it fit into drainTimeout after a slow client
 	retryInterval = 500 * time.Millisecond // between two syncs while Redis is down
+	maxSyncs      = 10                     // for a batch, where Redis loses data again and again
 )
 
 // version is stamped by the build, with -ldflags "-X main.version=…".
@@ -365,16 +366,11 @@ func newCounter(instance, key string, redis *redisServer) *counter {
 // counted all the same, and Redis told later.
 func (c *counter) next() (instance, cluster int64, err error) {
 	c.mu.Lock()
-	if c.redis == nil {
-		defer c.mu.Unlock()
-		c.n++
-		return c.n, c.n, nil
-	}
-	if c.down != nil {
+	if c.redis == nil || c.down != nil {
 		defer c.mu.Unlock()
 		c.n++
 		c.ledger[c.id] = entry{count: c.ledger[c.id].count + 1}
-		return c.n, 0, c.down
+		return c.n, c.n, c.down
 	}
 	b := c.pending
 	b.size++
@@ -427,14 +423,13 @@ func (c *counter) take() *conn {
 }
 
 // tell has Redis raise the connection's entry to a count, and returns the total that this
-// reached. Where Redis has lost data, a sync comes first.
+// reached. Where Redis has lost data a sync comes first, and another one where that was not
+// enough.
 func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
-	for {
-		if total, err = conn.raise(c.status().total, count); !errors.Is(err, errBehind) {
-			break
-		}
-		if err = c.sync(); err != nil {
-			return 0, err
+	total, err = conn.raise(c.status().total, count)
+	for syncs := 0; errors.Is(err, errBehind) && syncs < maxSyncs; syncs++ {
+		if err = c.sync(); err == nil {
+			total, err = conn.raise(c.status().total, count)
 		}
 	}
 	c.mu.Lock()
@@ -445,7 +440,7 @@ func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
 	return total, err
 }
 
-// note takes down, with c.mu held, whether a command has failed, and logs a change.
+// note keeps, with c.mu held, how a command has ended, and logs a change.
 func (c *counter) note(err error) {
 	switch {
 	case err != nil && c.down == nil:
@@ -459,7 +454,10 @@ func (c *counter) note(err error) {
 
 // run syncs at each interval, and twice a second while Redis is down, until ctx is done.
 func (c *counter) run(ctx context.Context) {
-	for next := time.Now(); c.redis != nil; {
+	if c.redis == nil {
+		return
+	}
+	for next := time.Now(); ; {
 		if c.status().down != nil || !time.Now().Before(next) {
 			c.sync()
 			next = time.Now().Add(c.interval())
@@ -478,7 +476,7 @@ func (c *counter) interval() time.Duration {
 }
 
 // sync brings the ledger here and that in Redis to the higher count of each entry. Where a
-// sync is under way it waits for that instead.
+// sync is under way it waits for that one instead.
 func (c *counter) sync() error {
 	var conn *conn
 	select {
@@ -490,47 +488,44 @@ func (c *counter) sync() error {
 	}
 	c.mu.Lock()
 	ours := maps.Clone(c.ledger) // before Redis is asked: what is counted meanwhile is no loss
+	known := c.total
 	conn.once = c.down != nil
 	c.mu.Unlock()
 
-	theirs, err := conn.entries()
-	if err != nil {
-		ours = nil
+	total, err := conn.total() // before the entries: it is not too low if none is lacking then
+	var theirs map[string]entry
+	if err == nil {
+		theirs, err = conn.entries()
 	}
-	var requests, total int64
+	lacking, requests := map[string]entry{}, int64(0)
 	for id, e := range ours {
-		more := e.count - theirs[id].count
-		requests += max(more, 0)
-		if more >= 0 {
-			delete(theirs, id) // which keeps what is lacking here
-		}
-		if more <= 0 {
-			delete(ours, id) // which keeps what Redis lacks
+		if more := e.count - theirs[id].count; more > 0 && err == nil {
+			lacking[id] = e
+			requests += more
 		}
 	}
 	if err == nil {
-		total, err = conn.restore(ours)
+		err = conn.restore(lacking)
 	}
+	maps.DeleteFunc(theirs, func(id string, e entry) bool { return e.count <= ours[id].count })
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(ours) > 0 {
-		c.told = time.Now()
-	}
-	if c.note(err); err != nil {
-		return err
-	}
-	if len(ours) > 0 {
-		slog.Info("told Redis what it lacked", "redis", c.redis,
-			"requests", requests, "entries", len(ours))
-	}
+	c.note(err)
 	for id, e := range theirs {
 		if e.count > c.ledger[id].count {
 			c.ledger[id] = e
 		}
 	}
-	c.total, c.synced = total, true
-	return nil
+	if len(lacking) > 0 {
+		c.told = time.Now()
+		slog.Info("told Redis what it lacked", "redis", c.redis,
+			"requests", requests, "entries", len(lacking))
+	} else if err == nil && c.total == known { // else a batch has moved it meanwhile
+		c.total = total
+	}
+	c.synced = c.synced || err == nil
+	return err
 }
 
 // end tells Redis all that is known here, and waits until each other instance has read it:
