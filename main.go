@@ -28,7 +28,7 @@ import (
 )
 
 const usage = `Usage: requestcount               count requests and answer them
-       requestcount healthcheck   ask the server at ADDR whether it is ready: status 0 or 1
+       requestcount healthcheck   ask the server at ADDR whether it is ready: status 0 if so
        requestcount -version      print the version
 
 Settings, by environment variable; empty means unset:
@@ -54,7 +54,7 @@ const (
 	connections   = 8                      // to Redis, at most; more bring nothing
 	syncInterval  = time.Second            // between two syncs of an empty ledger
 	entryInterval = 500 * time.Microsecond // more for each entry, as Redis reads all of it out
-	maxInterval   = 3 * time.Second        // 1.5 of it fit into drainTimeout after a slow client
+	maxInterval   = 3 * time.Second        // 1.5 of it and the ReadTimeout fit into drainTimeout
 	retryInterval = 500 * time.Millisecond // between two syncs while Redis is down
 	maxSyncs      = 10                     // for a batch, where Redis loses data again and again
 )
@@ -84,7 +84,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, func() {
-		time.Sleep(time.Second) // timeout(1) of GNU sends its signal twice
+		time.Sleep(time.Second) // GNU timeout(1) sends a signal twice, which is not haste
 		stop()                  // from now on a signal ends the process at once
 	})
 	if err := command(ctx, cfg); err != nil {
@@ -195,10 +195,9 @@ func run(ctx context.Context, cfg config) error {
 // holds nobody up.
 func newServer(h http.Handler, redisTimeout time.Duration) *http.Server {
 	return &http.Server{
-		Handler: h,
-		// Half of drainTimeout: a slow client leaves time for telling Redis at the end.
-		ReadTimeout: 5 * time.Second,
-		// A request may wait for the command of another, and then for its own.
+		Handler:     h,
+		ReadTimeout: drainTimeout / 2, // so a slow client leaves time for telling Redis
+		// A request may wait for the command of another one; each may take two timeouts.
 		WriteTimeout: max(10*time.Second, 4*redisTimeout+time.Second),
 		// A load balancer keeps an idle connection for up to 600 s. It must be the one that
 		// closes: a request that crosses the server's close on the way gets a 502,
@@ -264,8 +263,8 @@ func (h *handler) readyz(w http.ResponseWriter, r *http.Request) {
 // the instance does not know.
 func (h *handler) metrics(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	metric := func(name, kind, help string, value int64) {
-		fmt.Fprintf(w, "# HELP %[1]s %[2]s\n# TYPE %[1]s %[3]s\n%[1]s %[4]d\n", name, help, kind, value)
+	metric := func(name, kind, help string, n int64) {
+		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n%s %d\n", name, help, name, kind, name, n)
 	}
 	s := h.counter.status()
 	metric("requestcount_instance_requests_total", "counter",
@@ -315,18 +314,18 @@ func healthcheck(_ context.Context, cfg config) error {
 type counter struct {
 	id     string       // of this process, in the ledger: host:port/RANDOM
 	redis  *redisServer // nil for a cluster of one
-	pool   chan *conn   // connections used before; who has taken one out may use it
-	spare  chan *conn   // those not needed so far
-	syncer chan *conn   // the one for syncs
+	pool   chan *conn   // connections used before; whoever takes one out owns it until it is back
+	spare  chan *conn   // connections not needed so far
+	syncer chan *conn   // the connection for syncs; taken out while one is under way
 
 	mu      sync.Mutex       // guards the rest
 	n       int64            // requests counted
 	pending *batch           // takes the requests that arrive now
-	ledger  map[string]entry // by id; that of a connection moves only at the end of its command
-	told    time.Time        // when Redis was last told of anything new, perhaps in vain
-	synced  bool             // there was a sync
+	ledger  map[string]entry // by id; send moves that of a connection once its command is over
+	told    time.Time        // when Redis was last sent anything new, even if no answer came
+	synced  bool             // a sync has succeeded
 	total   int64            // of the cluster, as last seen
-	down    error            // why Redis is down; nil while it answers
+	down    error            // why Redis is down: the script has failed, for all its time
 	since   time.Time        // when it went down
 }
 
@@ -432,16 +431,18 @@ func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
 			total, err = conn.raise(c.status().total, count)
 		}
 	}
+	c.note(err)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.told = time.Now()
 	c.total = max(c.total, total)
-	c.note(err)
 	return total, err
 }
 
-// note keeps, with c.mu held, how a command has ended, and logs a change.
+// note keeps how the script has ended, and logs a change.
 func (c *counter) note(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	switch {
 	case err != nil && c.down == nil:
 		c.since = time.Now()
@@ -483,7 +484,7 @@ func (c *counter) sync() error {
 	case conn = <-c.syncer:
 		defer func() { c.syncer <- conn }()
 	default:
-		c.syncer <- <-c.syncer
+		c.syncer <- <-c.syncer // waits for it
 		return c.status().down
 	}
 	c.mu.Lock()
@@ -492,11 +493,11 @@ func (c *counter) sync() error {
 	conn.once = c.down != nil
 	c.mu.Unlock()
 
-	total, err := conn.total() // before the entries: it is not too low if none is lacking then
-	var theirs map[string]entry
-	if err == nil {
-		theirs, err = conn.entries()
+	total, err := conn.total() // before the entries: where none is lacking it is not too low
+	if c.note(err); err != nil {
+		return err
 	}
+	theirs, err := conn.entries()
 	lacking, requests := map[string]entry{}, int64(0)
 	for id, e := range ours {
 		if more := e.count - theirs[id].count; more > 0 && err == nil {
@@ -511,24 +512,29 @@ func (c *counter) sync() error {
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.note(err)
+	if len(lacking) > 0 {
+		c.told = time.Now()
+	}
+	if err != nil {
+		slog.Warn("cannot sync the ledger with Redis", "redis", c.redis, "cause", err)
+		return err
+	}
 	for id, e := range theirs {
 		if e.count > c.ledger[id].count {
 			c.ledger[id] = e
 		}
 	}
 	if len(lacking) > 0 {
-		c.told = time.Now()
 		slog.Info("told Redis what it lacked", "redis", c.redis,
 			"requests", requests, "entries", len(lacking))
-	} else if err == nil && c.total == known { // else a batch has moved it meanwhile
+	} else if c.total == known { // else a batch has moved it meanwhile
 		c.total = total
 	}
-	c.synced = c.synced || err == nil
-	return err
+	c.synced = true
+	return nil
 }
 
-// end tells Redis all that is known here, and waits until each other instance has read it:
+// end tells Redis all that is known here, and gives each other instance the time to read it:
 // if Redis forgets it before, nobody knows it any more. While Redis is away it tries until
 // ctx is done.
 func (c *counter) end(ctx context.Context) {
@@ -536,9 +542,9 @@ func (c *counter) end(ctx context.Context) {
 		return
 	}
 	for range cap(c.pool) {
-		c.take().close() // all of them, for good: no batch is under way then,
+		c.take().close() // all, for good: from now on no batch is under way
 	}
-	c.syncer <- <-c.syncer // and no sync
+	c.syncer <- <-c.syncer // waits for a sync under way
 	for waiting := false; c.status().entries > 0; waiting = true {
 		wait, reason := retryInterval, "waiting for Redis, to tell it what was counted here"
 		err := c.sync()
@@ -569,7 +575,7 @@ type status struct {
 	entries  int       // in the ledger
 	told     time.Time // when Redis was last told of anything new
 	down     error     // why Redis is down
-	notReady error     // nil once there was a sync
+	notReady error     // nil once a sync has succeeded
 }
 
 func (c *counter) status() status {

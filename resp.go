@@ -113,9 +113,7 @@ type redisServer struct {
 	timeout time.Duration // for which a command is tried again
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	// Connections of an older generation are dialed anew before their next use. It grows when
-	// one fails, as the others may be dead, too.
-	generation atomic.Int64
+	generation atomic.Int64 // grows when a connection fails: older ones are dialed anew before use
 }
 
 // dialAlone dials as net.Dialer does, with a lookup of its own. Lookups that
@@ -318,7 +316,7 @@ func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 			return got, err
 		}
 		c.close()
-		if !errors.As(err, new(redisError)) {
+		if !errors.As(err, new(redisError)) { // the other connections may be dead, too
 			c.server.generation.CompareAndSwap(c.generation, c.generation+1)
 		}
 		if kept {
