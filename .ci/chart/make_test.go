@@ -49,3 +49,24 @@ esac
 		}
 	}
 }
+
+// make help lists every target.
+func TestMakeHelp(t *testing.T) {
+	makefile, err := os.ReadFile("../../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, targets, _ := strings.Cut(string(makefile), "\n.PHONY: ")
+	targets, _, _ = strings.Cut(targets, "\n")
+	out, err := exec.Command("make", "-s", "-C", "../..", "help").Output()
+	var listed []string
+	for line := range strings.Lines(string(out)) {
+		name, what, _ := strings.Cut(line, " ")
+		if strings.TrimSpace(what) != "" {
+			listed = append(listed, name)
+		}
+	}
+	if got := strings.Join(listed, " "); err != nil || got != targets {
+		t.Errorf("make help ends with %v and lists %q, want %q", err, got, targets)
+	}
+}
