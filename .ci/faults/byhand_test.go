@@ -77,6 +77,27 @@ func TestNumberContinues(t *testing.T) {
 	}
 }
 
+// Something in the ledger that is no count does no harm. Without the total the
+// number starts over, until Redis loses its data.
+func TestChangedByHand(t *testing.T) {
+	needRedis(t)
+	t.Parallel()
+	s, url := startRedis(t)
+	p := startProcess(t, url, "REDIS_TIMEOUT=5s")
+	for n := range int64(10) {
+		next(t, p, n+1)
+	}
+	s.do("HSET " + ledger + " note hello")
+	time.Sleep(learned)
+	next(t, p, 11)
+	s.do("DEL requestcount")
+	next(t, p, 1)
+	next(t, p, 2)
+	time.Sleep(learned)
+	s.do("FLUSHALL")
+	next(t, p, 14)
+}
+
 // Many idle instances cost Redis little, and when it forgets the first of them
 // that is asked has it know everything again.
 func TestManyInstances(t *testing.T) {
