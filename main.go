@@ -448,7 +448,8 @@ func (c *counter) note(err error) {
 		c.since = time.Now()
 		slog.Warn("cannot count in Redis", "redis", c.redis, "cause", err)
 	case err == nil && c.down != nil:
-		slog.Info("counting in Redis again", "redis", c.redis, "after", time.Since(c.since))
+		slog.Info("counting in Redis again", "redis", c.redis,
+			"after", time.Since(c.since).Round(time.Millisecond))
 	}
 	c.down = err
 }

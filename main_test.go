@@ -301,45 +301,6 @@ func TestTwoInstancesOneRedis(t *testing.T) {
 	}
 }
 
-func TestManyClients(t *testing.T) {
-	t.Parallel()
-	const clients, requests = 64, 20 // of each client
-	url := startRedis(t)
-	key := newKey(t, url)
-	var servers [3]*httptest.Server
-	for i := range servers {
-		servers[i], _ = newInstance(t, "host:"+strconv.Itoa(i), key, mustParse(t, url, 10*time.Second))
-	}
-	var mu sync.Mutex
-	instance, cluster := make([][]int64, len(servers)), []int64(nil)
-	var wg sync.WaitGroup
-	for c := range clients {
-		wg.Go(func() {
-			last := int64(0)
-			for i := range requests {
-				at := (c + i) % len(servers)
-				a, err := ask(servers[at].URL)
-				if err != nil || a.status != 200 || a.instance != fmt.Sprintf("host:%d", at) || a.total <= last {
-					t.Errorf("%+v after %d to the cluster, %v", a, last, err)
-					return
-				}
-				last = a.total
-				mu.Lock()
-				instance[at], cluster = append(instance[at], a.n), append(cluster, a.total)
-				mu.Unlock()
-			}
-		})
-	}
-	wg.Wait()
-	for i, numbers := range instance {
-		oneTo(t, fmt.Sprintf("instance %d", i), numbers)
-	}
-	oneTo(t, "the cluster", cluster)
-	if len(cluster) != clients*requests {
-		t.Errorf("got %d answers, want %d", len(cluster), clients*requests)
-	}
-}
-
 // refusing is a Redis that is not there.
 func refusing(t *testing.T) *redisServer {
 	s := fakeRedis(func([]string) string { return closed }).server(t, "redis://fake")
@@ -1149,8 +1110,8 @@ type request struct {
 	told     bool
 }
 
-// ask sends a request to c; its command is on the wire then.
-func ask1(c *counter) *request {
+// ask sends a request; its command is on the wire then.
+func (c *counter) ask() *request {
 	r := &request{}
 	go func() {
 		r.n, r.total, r.err = c.next()
@@ -1161,71 +1122,69 @@ func ask1(c *counter) *request {
 }
 
 // A request whose reply is lost gets its own number when the command is repeated, whatever other
-// requests, syncs and losses come between.
+// requests, syncs and losses come between. If nobody has seen it counted, it gets the next one.
 func TestLostReply(t *testing.T) {
+	type cluster struct {
+		*wire
+		one, two *counter // the first has lost the reply
+		key      string
+	}
+	sync := func(cl cluster, c *counter) {
+		go c.sync()
+		cl.deliverAll()
+	}
+	forgetAndAsk := func(cl cluster, c *counter) {
+		cl.do(forget(cl.key))
+		c.ask()
+		cl.deliverAll()
+	}
 	for _, tt := range []struct {
 		name    string
 		want    int64
-		between func(w *wire, c, other *counter, forget func())
+		between func(cl cluster)
 	}{
-		{"nothing else", 4, func(w *wire, c, other *counter, forget func()) {}},
-		{"another request and a sync", 4, func(w *wire, c, other *counter, forget func()) {
-			r := ask1(c)
-			w.deliverAll()
-			go c.sync()
-			w.deliverAll()
-			if r.total != 5 {
-				panic(r.total)
-			}
+		{"nothing else", 4, func(cl cluster) {}},
+		{"another request and a sync", 4, func(cl cluster) {
+			cl.one.ask()
+			cl.deliverAll()
+			sync(cl, cl.one)
 		}},
-		{"Redis forgets, and another instance that has read the ledger puts it back", 4, func(w *wire, c, other *counter, forget func()) {
-			go other.sync()
-			w.deliverAll()
-			forget()
-			ask1(other)
-			w.deliverAll()
+		{"Redis forgets, and another instance that has seen it puts it back", 4, func(cl cluster) {
+			sync(cl, cl.two)
+			forgetAndAsk(cl, cl.two)
 		}},
-		{"Redis forgets, and the instance itself puts it back", 4, func(w *wire, c, other *counter, forget func()) {
-			go c.sync()
-			w.deliverAll()
-			forget()
-			ask1(c)
-			w.deliverAll()
+		{"Redis forgets, and the instance itself puts it back", 4, func(cl cluster) {
+			sync(cl, cl.one)
+			forgetAndAsk(cl, cl.one)
 		}},
-		{"Redis forgets, and another instance puts back what it knew before", 5, func(w *wire, c, other *counter, forget func()) {
-			forget()
-			ask1(other)
-			w.deliverAll()
-		}},
+		{"Redis forgets, and nobody has seen it", 5, func(cl cluster) { forgetAndAsk(cl, cl.two) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			url := startRedis(t)
-			key := newKey(t, url)
-			w := &wire{do: dialRedis(t, url)}
+			cl := cluster{wire: &wire{do: dialRedis(t, url)}, key: newKey(t, url)}
 			synctest.Test(t, func(t *testing.T) {
 				var counters []*counter
 				for i := range 3 {
-					c := newCounter(fmt.Sprint("host:", i), key, w.server(t))
-					ask1(c)
-					w.deliverAll()
+					c := newCounter(fmt.Sprint("host:", i), cl.key, cl.server(t))
+					c.ask()
+					cl.deliverAll()
 					counters = append(counters, c)
 				}
-				c, other := counters[0], counters[1]
 				for _, c := range counters {
-					go c.sync()
-					w.deliverAll()
+					sync(cl, c)
 				}
-				r := ask1(c)
-				w.deliver(0, true)
-				repetition := w.take(0)
-				tt.between(w, c, other, func() { w.do(forget(key)) })
-				w.sent = append(w.sent, repetition)
-				w.deliverAll()
+				cl.one, cl.two = counters[0], counters[1]
+				r := cl.one.ask()
+				cl.deliver(0, true)
+				repetition := cl.take(0)
+				tt.between(cl)
+				cl.sent = append(cl.sent, repetition)
+				cl.deliverAll()
 				if !r.told || r.total != tt.want || r.err != nil {
 					t.Errorf("got %+v, want %d", *r, tt.want)
 				}
-				w.close()
+				cl.close()
 				for _, c := range counters {
 					closeAll(c)
 				}

@@ -120,7 +120,7 @@ func TestManyInstances(t *testing.T) {
 	began, before := time.Now(), s.stat("total_commands_processed")
 	time.Sleep(2 * time.Second)
 	commands := float64(s.stat("total_commands_processed") - before)
-	if got, most := commands/time.Since(began).Seconds(), 5.0*instances; got > most {
+	if got, most := commands/time.Since(began).Seconds(), 4.0*instances; got > most {
 		t.Errorf("commands a second: got %.0f, want up to %.0f", got, most)
 	}
 	if got, most := s.stat("connected_clients"), 2*instances+5; got > most {
@@ -154,8 +154,7 @@ func TestLog(t *testing.T) {
 	})
 	_, log := p.stop()
 	for _, message := range []string{
-		"counting in Redis", "told Redis what it lacked",
-		"cannot count in Redis", "counting in Redis again",
+		"told Redis what it lacked", "cannot count in Redis", "counting in Redis again",
 	} {
 		if got := p.lines(message); got < 1 || got > 4 {
 			t.Errorf("lines that say %q: got %d, want 1 to 4", message, got)
