@@ -28,7 +28,7 @@ import (
 )
 
 const usage = `Usage: requestcount               count requests and answer them
-       requestcount healthcheck   ask the server at ADDR whether it is ready: status 0 or 1
+       requestcount healthcheck   ask the server at ADDR whether it is ready: status 0 if so
        requestcount -version      print the version
 
 Settings, by environment variable; empty means unset:
@@ -54,8 +54,9 @@ const (
 	connections   = 8                      // to Redis, at most; more bring nothing
 	syncInterval  = time.Second            // between two syncs of an empty ledger
 	entryInterval = 500 * time.Microsecond // more for each entry, as Redis reads all of it out
-	maxInterval   = 3 * time.Second        // 1.5 of it fit into drainTimeout after a slow client
+	maxInterval   = 3 * time.Second        // 1.5 of it and the ReadTimeout fit into drainTimeout
 	retryInterval = 500 * time.Millisecond // between two syncs while Redis is down
+	maxSyncs      = 10                     // for a batch, where Redis loses data again and again
 )
 
 // version is stamped by the build, with -ldflags "-X main.version=…".
@@ -83,7 +84,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, func() {
-		time.Sleep(time.Second) // timeout(1) of GNU sends its signal twice
+		time.Sleep(time.Second) // GNU timeout(1) sends a signal twice, which is not haste
 		stop()                  // from now on a signal ends the process at once
 	})
 	if err := command(ctx, cfg); err != nil {
@@ -194,10 +195,9 @@ func run(ctx context.Context, cfg config) error {
 // holds nobody up.
 func newServer(h http.Handler, redisTimeout time.Duration) *http.Server {
 	return &http.Server{
-		Handler: h,
-		// Half of drainTimeout: a slow client leaves time for telling Redis at the end.
-		ReadTimeout: 5 * time.Second,
-		// A request may wait for the command of another, and then for its own.
+		Handler:     h,
+		ReadTimeout: drainTimeout / 2, // so a slow client leaves time for telling Redis
+		// A request may wait for the command of another one; each may take two timeouts.
 		WriteTimeout: max(10*time.Second, 4*redisTimeout+time.Second),
 		// A load balancer keeps an idle connection for up to 600 s. It must be the one that
 		// closes: a request that crosses the server's close on the way gets a 502,
@@ -263,8 +263,8 @@ func (h *handler) readyz(w http.ResponseWriter, r *http.Request) {
 // the instance does not know.
 func (h *handler) metrics(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	metric := func(name, kind, help string, value int64) {
-		fmt.Fprintf(w, "# HELP %[1]s %[2]s\n# TYPE %[1]s %[3]s\n%[1]s %[4]d\n", name, help, kind, value)
+	metric := func(name, kind, help string, n int64) {
+		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n%s %d\n", name, help, name, kind, name, n)
 	}
 	s := h.counter.status()
 	metric("requestcount_instance_requests_total", "counter",
@@ -314,18 +314,18 @@ func healthcheck(_ context.Context, cfg config) error {
 type counter struct {
 	id     string       // of this process, in the ledger: host:port/RANDOM
 	redis  *redisServer // nil for a cluster of one
-	pool   chan *conn   // connections used before; who has taken one out may use it
-	spare  chan *conn   // those not needed so far
-	syncer chan *conn   // the one for syncs
+	pool   chan *conn   // connections used before; whoever takes one out owns it until it is back
+	spare  chan *conn   // connections not needed so far
+	syncer chan *conn   // the connection for syncs; taken out while one is under way
 
 	mu      sync.Mutex       // guards the rest
 	n       int64            // requests counted
 	pending *batch           // takes the requests that arrive now
-	ledger  map[string]entry // by id; that of a connection moves only at the end of its command
-	told    time.Time        // when Redis was last told of anything new, perhaps in vain
-	synced  bool             // there was a sync
+	ledger  map[string]entry // by id; send moves that of a connection once its command is over
+	told    time.Time        // when Redis was last sent anything new, even if no answer came
+	synced  bool             // a sync has succeeded
 	total   int64            // of the cluster, as last seen
-	down    error            // why Redis is down; nil while it answers
+	down    error            // why Redis is down: the script has failed, for all its time
 	since   time.Time        // when it went down
 }
 
@@ -365,16 +365,11 @@ func newCounter(instance, key string, redis *redisServer) *counter {
 // counted all the same, and Redis told later.
 func (c *counter) next() (instance, cluster int64, err error) {
 	c.mu.Lock()
-	if c.redis == nil {
-		defer c.mu.Unlock()
-		c.n++
-		return c.n, c.n, nil
-	}
-	if c.down != nil {
+	if c.redis == nil || c.down != nil {
 		defer c.mu.Unlock()
 		c.n++
 		c.ledger[c.id] = entry{count: c.ledger[c.id].count + 1}
-		return c.n, 0, c.down
+		return c.n, c.n, c.down
 	}
 	b := c.pending
 	b.size++
@@ -427,39 +422,44 @@ func (c *counter) take() *conn {
 }
 
 // tell has Redis raise the connection's entry to a count, and returns the total that this
-// reached. Where Redis has lost data, a sync comes first.
+// reached. Where Redis has lost data a sync comes first, and another one where that was not
+// enough.
 func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
-	for {
-		if total, err = conn.raise(c.status().total, count); !errors.Is(err, errBehind) {
-			break
-		}
-		if err = c.sync(); err != nil {
-			return 0, err
+	total, err = conn.raise(c.status().total, count)
+	for syncs := 0; errors.Is(err, errBehind) && syncs < maxSyncs; syncs++ {
+		if err = c.sync(); err == nil {
+			total, err = conn.raise(c.status().total, count)
 		}
 	}
+	c.note(err)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.told = time.Now()
 	c.total = max(c.total, total)
-	c.note(err)
 	return total, err
 }
 
-// note takes down, with c.mu held, whether a command has failed, and logs a change.
+// note keeps how the script has ended, and logs a change.
 func (c *counter) note(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	switch {
 	case err != nil && c.down == nil:
 		c.since = time.Now()
 		slog.Warn("cannot count in Redis", "redis", c.redis, "cause", err)
 	case err == nil && c.down != nil:
-		slog.Info("counting in Redis again", "redis", c.redis, "after", time.Since(c.since))
+		slog.Info("counting in Redis again", "redis", c.redis,
+			"after", time.Since(c.since).Round(time.Millisecond))
 	}
 	c.down = err
 }
 
 // run syncs at each interval, and twice a second while Redis is down, until ctx is done.
 func (c *counter) run(ctx context.Context) {
-	for next := time.Now(); c.redis != nil; {
+	if c.redis == nil {
+		return
+	}
+	for next := time.Now(); ; {
 		if c.status().down != nil || !time.Now().Before(next) {
 			c.sync()
 			next = time.Now().Add(c.interval())
@@ -478,62 +478,64 @@ func (c *counter) interval() time.Duration {
 }
 
 // sync brings the ledger here and that in Redis to the higher count of each entry. Where a
-// sync is under way it waits for that instead.
+// sync is under way it waits for that one instead.
 func (c *counter) sync() error {
 	var conn *conn
 	select {
 	case conn = <-c.syncer:
 		defer func() { c.syncer <- conn }()
 	default:
-		c.syncer <- <-c.syncer
+		c.syncer <- <-c.syncer // waits for it
 		return c.status().down
 	}
 	c.mu.Lock()
 	ours := maps.Clone(c.ledger) // before Redis is asked: what is counted meanwhile is no loss
+	known := c.total
 	conn.once = c.down != nil
 	c.mu.Unlock()
 
-	theirs, err := conn.entries()
-	if err != nil {
-		ours = nil
-	}
-	var requests, total int64
-	for id, e := range ours {
-		more := e.count - theirs[id].count
-		requests += max(more, 0)
-		if more >= 0 {
-			delete(theirs, id) // which keeps what is lacking here
-		}
-		if more <= 0 {
-			delete(ours, id) // which keeps what Redis lacks
-		}
-	}
-	if err == nil {
-		total, err = conn.restore(ours)
-	}
-
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(ours) > 0 {
-		c.told = time.Now()
-	}
+	total, err := conn.total() // before the entries: where none is lacking it is not too low
 	if c.note(err); err != nil {
 		return err
 	}
-	if len(ours) > 0 {
-		slog.Info("told Redis what it lacked", "redis", c.redis,
-			"requests", requests, "entries", len(ours))
+	theirs, err := conn.entries()
+	lacking, requests := map[string]entry{}, int64(0)
+	for id, e := range ours {
+		if more := e.count - theirs[id].count; more > 0 && err == nil {
+			lacking[id] = e
+			requests += more
+		}
+	}
+	if err == nil {
+		err = conn.restore(lacking)
+	}
+	maps.DeleteFunc(theirs, func(id string, e entry) bool { return e.count <= ours[id].count })
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(lacking) > 0 {
+		c.told = time.Now()
+	}
+	if err != nil {
+		slog.Warn("cannot sync the ledger with Redis", "redis", c.redis, "cause", err)
+		return err
 	}
 	for id, e := range theirs {
 		if e.count > c.ledger[id].count {
 			c.ledger[id] = e
 		}
 	}
-	c.total, c.synced = total, true
+	if len(lacking) > 0 {
+		slog.Info("told Redis what it lacked", "redis", c.redis,
+			"requests", requests, "entries", len(lacking))
+	} else if c.total == known { // else a batch has moved it meanwhile
+		c.total = total
+	}
+	c.synced = true
 	return nil
 }
 
-// end tells Redis all that is known here, and waits until each other instance has read it:
+// end tells Redis all that is known here, and gives each other instance the time to read it:
 // if Redis forgets it before, nobody knows it any more. While Redis is away it tries until
 // ctx is done.
 func (c *counter) end(ctx context.Context) {
@@ -541,9 +543,9 @@ func (c *counter) end(ctx context.Context) {
 		return
 	}
 	for range cap(c.pool) {
-		c.take().close() // all of them, for good: no batch is under way then,
+		c.take().close() // all, for good: from now on no batch is under way
 	}
-	c.syncer <- <-c.syncer // and no sync
+	c.syncer <- <-c.syncer // waits for a sync under way
 	for waiting := false; c.status().entries > 0; waiting = true {
 		wait, reason := retryInterval, "waiting for Redis, to tell it what was counted here"
 		err := c.sync()
@@ -574,7 +576,7 @@ type status struct {
 	entries  int       // in the ledger
 	told     time.Time // when Redis was last told of anything new
 	down     error     // why Redis is down
-	notReady error     // nil once there was a sync
+	notReady error     // nil once a sync has succeeded
 }
 
 func (c *counter) status() status {

@@ -94,9 +94,11 @@ func readRaw(r *bufio.Reader) (string, error) {
 	n, _ := strconv.Atoi(strings.TrimSpace(line[1:]))
 	switch line[0] {
 	case '$':
-		rest := make([]byte, max(n, -2)+2)
-		_, err = io.ReadFull(r, rest)
-		line += string(rest)
+		if n >= 0 {
+			rest := make([]byte, n+2)
+			_, err = io.ReadFull(r, rest)
+			line += string(rest)
+		}
 	case '*':
 		for ; n > 0 && err == nil; n-- {
 			var part string
@@ -296,45 +298,6 @@ func TestTwoInstancesOneRedis(t *testing.T) {
 		if _, body := get(t, "GET", step.url); body != step.want {
 			t.Errorf("got %q, want %q", body, step.want)
 		}
-	}
-}
-
-func TestManyClients(t *testing.T) {
-	t.Parallel()
-	const clients, requests = 64, 20 // of each client
-	url := startRedis(t)
-	key := newKey(t, url)
-	var servers [3]*httptest.Server
-	for i := range servers {
-		servers[i], _ = newInstance(t, "host:"+strconv.Itoa(i), key, mustParse(t, url, 10*time.Second))
-	}
-	var mu sync.Mutex
-	instance, cluster := make([][]int64, len(servers)), []int64(nil)
-	var wg sync.WaitGroup
-	for c := range clients {
-		wg.Go(func() {
-			last := int64(0)
-			for i := range requests {
-				at := (c + i) % len(servers)
-				a, err := ask(servers[at].URL)
-				if err != nil || a.status != 200 || a.instance != fmt.Sprintf("host:%d", at) || a.total <= last {
-					t.Errorf("%+v after %d to the cluster, %v", a, last, err)
-					return
-				}
-				last = a.total
-				mu.Lock()
-				instance[at], cluster = append(instance[at], a.n), append(cluster, a.total)
-				mu.Unlock()
-			}
-		})
-	}
-	wg.Wait()
-	for i, numbers := range instance {
-		oneTo(t, fmt.Sprintf("instance %d", i), numbers)
-	}
-	oneTo(t, "the cluster", cluster)
-	if len(cluster) != clients*requests {
-		t.Errorf("got %d answers, want %d", len(cluster), clients*requests)
 	}
 }
 
@@ -598,7 +561,7 @@ func TestTerminateUnderLoad(t *testing.T) {
 	t.Parallel()
 	url := startRedis(t)
 	key := newKey(t, url)
-	p := startProcess(t, "REDIS_URL="+url, "REDIS_KEY="+key, "REDIS_TIMEOUT=5s", "SHUTDOWN_DELAY=300ms")
+	p := startProcess(t, "REDIS_URL="+url, "REDIS_KEY="+key, "REDIS_TIMEOUT=5s", "SHUTDOWN_DELAY=500ms")
 	var mu sync.Mutex
 	var numbers []int64
 	var wg sync.WaitGroup
@@ -621,9 +584,9 @@ func TestTerminateUnderLoad(t *testing.T) {
 	}
 	time.Sleep(100 * time.Millisecond)
 	p.Process.Signal(syscall.SIGTERM)
-	time.Sleep(50 * time.Millisecond)
-	if resp, body := get(t, "GET", p.url+"/readyz"); resp.StatusCode != 503 {
-		t.Errorf("while stopping: got %s %q, want 503", resp.Status, body)
+	for ready := true; ready; {
+		resp, _ := get(t, "GET", p.url+"/readyz")
+		ready = resp.StatusCode == http.StatusOK
 	}
 	wg.Wait()
 	status, log := p.wait()
@@ -703,7 +666,7 @@ func TestLog(t *testing.T) {
 // Compose and the chart give their Redis user what the README says that the service needs.
 func TestPermissionsAreTheSameEverywhere(t *testing.T) {
 	t.Parallel()
-	const permissions = "-@all +ping +auth +get +incrby +hget +hset +hlen +hgetall +eval +evalsha"
+	const permissions = "-@all +ping +auth +get +incrby +hget +hset +hgetall +eval +evalsha"
 	plain := strings.NewReplacer("'", "", `"`, "", ",", "", "[", "", "]", "") // without YAML's signs
 	for _, file := range []string{"docker-compose.yml", "helm/templates/redis-deployment.yaml", "README.md"} {
 		text, err := os.ReadFile(file)
@@ -1147,8 +1110,8 @@ type request struct {
 	told     bool
 }
 
-// ask sends a request to c; its command is on the wire then.
-func ask1(c *counter) *request {
+// ask sends a request; its command is on the wire then.
+func (c *counter) ask() *request {
 	r := &request{}
 	go func() {
 		r.n, r.total, r.err = c.next()
@@ -1159,71 +1122,69 @@ func ask1(c *counter) *request {
 }
 
 // A request whose reply is lost gets its own number when the command is repeated, whatever other
-// requests, syncs and losses come between.
+// requests, syncs and losses come between. If nobody has seen it counted, it gets the next one.
 func TestLostReply(t *testing.T) {
+	type cluster struct {
+		*wire
+		one, two *counter // the first has lost the reply
+		key      string
+	}
+	sync := func(cl cluster, c *counter) {
+		go c.sync()
+		cl.deliverAll()
+	}
+	forgetAndAsk := func(cl cluster, c *counter) {
+		cl.do(forget(cl.key))
+		c.ask()
+		cl.deliverAll()
+	}
 	for _, tt := range []struct {
 		name    string
 		want    int64
-		between func(w *wire, c, other *counter, forget func())
+		between func(cl cluster)
 	}{
-		{"nothing else", 4, func(w *wire, c, other *counter, forget func()) {}},
-		{"another request and a sync", 4, func(w *wire, c, other *counter, forget func()) {
-			r := ask1(c)
-			w.deliverAll()
-			go c.sync()
-			w.deliverAll()
-			if r.total != 5 {
-				panic(r.total)
-			}
+		{"nothing else", 4, func(cl cluster) {}},
+		{"another request and a sync", 4, func(cl cluster) {
+			cl.one.ask()
+			cl.deliverAll()
+			sync(cl, cl.one)
 		}},
-		{"Redis forgets, and another instance that has read the ledger puts it back", 4, func(w *wire, c, other *counter, forget func()) {
-			go other.sync()
-			w.deliverAll()
-			forget()
-			ask1(other)
-			w.deliverAll()
+		{"Redis forgets, and another instance that has seen it puts it back", 4, func(cl cluster) {
+			sync(cl, cl.two)
+			forgetAndAsk(cl, cl.two)
 		}},
-		{"Redis forgets, and the instance itself puts it back", 4, func(w *wire, c, other *counter, forget func()) {
-			go c.sync()
-			w.deliverAll()
-			forget()
-			ask1(c)
-			w.deliverAll()
+		{"Redis forgets, and the instance itself puts it back", 4, func(cl cluster) {
+			sync(cl, cl.one)
+			forgetAndAsk(cl, cl.one)
 		}},
-		{"Redis forgets, and another instance puts back what it knew before", 5, func(w *wire, c, other *counter, forget func()) {
-			forget()
-			ask1(other)
-			w.deliverAll()
-		}},
+		{"Redis forgets, and nobody has seen it", 5, func(cl cluster) { forgetAndAsk(cl, cl.two) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			url := startRedis(t)
-			key := newKey(t, url)
-			w := &wire{do: dialRedis(t, url)}
+			cl := cluster{wire: &wire{do: dialRedis(t, url)}, key: newKey(t, url)}
 			synctest.Test(t, func(t *testing.T) {
 				var counters []*counter
 				for i := range 3 {
-					c := newCounter(fmt.Sprint("host:", i), key, w.server(t))
-					ask1(c)
-					w.deliverAll()
+					c := newCounter(fmt.Sprint("host:", i), cl.key, cl.server(t))
+					c.ask()
+					cl.deliverAll()
 					counters = append(counters, c)
 				}
-				c, other := counters[0], counters[1]
 				for _, c := range counters {
-					go c.sync()
-					w.deliverAll()
+					sync(cl, c)
 				}
-				r := ask1(c)
-				w.deliver(0, true)
-				repetition := w.take(0)
-				tt.between(w, c, other, func() { w.do(forget(key)) })
-				w.sent = append(w.sent, repetition)
-				w.deliverAll()
+				cl.one, cl.two = counters[0], counters[1]
+				r := cl.one.ask()
+				cl.deliver(0, true)
+				repetition := cl.take(0)
+				tt.between(cl)
+				cl.sent = append(cl.sent, repetition)
+				cl.deliverAll()
 				if !r.told || r.total != tt.want || r.err != nil {
 					t.Errorf("got %+v, want %d", *r, tt.want)
 				}
-				w.close()
+				cl.close()
 				for _, c := range counters {
 					closeAll(c)
 				}
@@ -1242,7 +1203,7 @@ type schedule struct {
 	all  []*instance
 	late [][]string // commands still on their way, given up by their senders
 	base int64      // the total beside the sum of all counts
-	lost bool       // Redis has lost something: numbers may come twice
+	lost int        // how often Redis has lost something: numbers may come twice then
 	copy *copied    // of what Redis held at some time
 
 	mu     sync.Mutex
@@ -1295,12 +1256,24 @@ func (s *schedule) living() (living []*instance) {
 	return living
 }
 
-// ask sends a request, whose number must fit all others as long as Redis has lost nothing.
+// knows returns how many requests the instance knows of.
+func (in *instance) knows() (n int64) {
+	in.c.mu.Lock()
+	defer in.c.mu.Unlock()
+	for _, e := range in.c.ledger {
+		n += e.count
+	}
+	return n
+}
+
+// ask sends a request, whose number must be higher than what its instance had been told and knows
+// the counts of and, as long as Redis has lost nothing, fit all others.
 func (s *schedule) ask(in *instance) {
 	s.mu.Lock()
 	in.asked++
-	before := s.latest
+	before, base := s.latest, s.base
 	s.mu.Unlock()
+	knew := min(in.c.status().total, base+in.knows())
 	go func() {
 		_, total, err := in.c.next()
 		s.mu.Lock()
@@ -1308,8 +1281,11 @@ func (s *schedule) ask(in *instance) {
 		if in.own++; err != nil || in.state == "crashed" {
 			return
 		}
-		if in.answered++; !s.lost && (total <= before || s.told[total]) {
+		if in.answered++; s.lost == 0 && (total <= before || s.told[total]) {
 			s.t.Errorf("got request %d to the cluster after %d was told", total, before)
+		}
+		if s.base == base && s.lost < 2 && total <= knew {
+			s.t.Errorf("got request %d to the cluster of an instance that knew of %d", total, knew)
 		}
 		s.told[total], s.latest = true, max(s.latest, total)
 	}()
@@ -1369,13 +1345,13 @@ func (s *schedule) step() {
 		s.do(s.late[i])
 		s.late = slices.Delete(s.late, i, i+1)
 	case p < 87:
-		s.lost, s.base = true, 0
+		s.lost, s.base = s.lost+1, 0
 		s.do(forget(s.key))
 	case p < 88:
 		list, _ := s.ledger()
 		s.copy = &copied{s.total(), s.base, list}
 	case p < 89 && s.copy != nil: // a failover to a replica that lacks what came later
-		s.lost, s.base = true, s.copy.base
+		s.lost, s.base = s.lost+1, s.copy.base
 		s.do(forget(s.key))
 		s.do([]string{"SET", s.key, strconv.FormatInt(s.copy.total, 10)})
 		if len(s.copy.ledger) > 0 {
@@ -1383,7 +1359,7 @@ func (s *schedule) step() {
 		}
 	case p < 90:
 		_, counts := s.ledger()
-		s.lost, s.base = true, -sum(counts)
+		s.lost, s.base = s.lost+1, -sum(counts)
 		s.do([]string{"DEL", s.key})
 	case p < 93 && len(living) < 4:
 		s.start()
@@ -1456,7 +1432,7 @@ func (s *schedule) settle() {
 		}
 		least, most = least+in.asked, most+in.asked
 	}
-	if n := s.total(); !s.lost && (n < least || n > most) {
+	if n := s.total(); s.lost == 0 && (n < least || n > most) {
 		s.t.Errorf("got the total %d, want %d to %d", n, least, most)
 	}
 }
@@ -1469,7 +1445,7 @@ func TestRandomSchedules(t *testing.T) {
 	url := startRedis(t)
 	schedules := uint64(250)
 	if realRedis != "" {
-		schedules = 2500 // a real Redis runs Lua ten times as fast
+		schedules = 1000 // a real Redis runs Lua ten times as fast
 	}
 	first := uint64(time.Now().UnixNano())
 	if seed := os.Getenv("SEED"); seed != "" {

@@ -108,12 +108,12 @@ func readReply(r *bufio.Reader, kind byte) (got reply, err error) {
 // A redisServer says how to reach Redis.
 type redisServer struct {
 	addr    string        // host:port
-	hello   [][]string    // sent after each dial: AUTH, secret, and SELECT, each only where needed
+	greet   [][]string    // sent after each dial: AUTH, secret, and SELECT, each only where needed
 	tls     *tls.Config   // nil for none
 	timeout time.Duration // for which a command is tried again
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	generation atomic.Int64 // of connections: grows when one fails, as the others may be dead, too
+	generation atomic.Int64 // grows when a connection fails: older ones are dialed anew before use
 }
 
 // dialAlone dials as net.Dialer does, with a lookup of its own. Lookups that
@@ -159,12 +159,12 @@ func parseRedisURL(rawURL string, timeout time.Duration) (*redisServer, error) {
 		return nil, errors.New("user without a password: want user:password@, " +
 			"or :password@ for a password alone")
 	case user != "":
-		s.hello = append(s.hello, []string{"AUTH", user, password})
+		s.greet = append(s.greet, []string{"AUTH", user, password})
 	case password != "":
-		s.hello = append(s.hello, []string{"AUTH", password})
+		s.greet = append(s.greet, []string{"AUTH", password})
 	}
 	if dbNumber != 0 {
-		s.hello = append(s.hello, []string{"SELECT", strconv.FormatUint(dbNumber, 10)})
+		s.greet = append(s.greet, []string{"SELECT", strconv.FormatUint(dbNumber, 10)})
 	}
 	return s, nil
 }
@@ -188,29 +188,30 @@ const errBehind = redisError("BEHIND the total is lower than its client knows")
 // script does nothing and answers errBehind. Then, for each entry: its id, the count, and the
 // total reached where that is known from before.
 //
-// Numbers are written with %d, exact here to 2^53, because some come out of Lua
-// in a form that INCRBY refuses (1e+08, https://github.com/redis/redis/pull/13115).
-const script = `local total, ledger, known, reached = KEYS[1], KEYS[2], tonumber(ARGV[1]), nil
-if known and (tonumber(redis.call('GET', total)) or 0) < known then
+// INCRBY by 0 comes first: where writes are refused, as by a replica, nothing is done. So does
+// HSET before INCRBY. Numbers are written with %d, exact here to 2^53, because some come out of
+// Lua in a form that INCRBY refuses (1e+08, https://github.com/redis/redis/pull/13115).
+const script = `local total, known = redis.call('INCRBY', KEYS[1], 0), tonumber(ARGV[1])
+if known and total < known then
 	return redis.error_reply('` + string(errBehind) + `')
 end
+local reached = total
 for i = 2, #ARGV, 3 do
-	local id, count, old = ARGV[i], tonumber(ARGV[i + 1]), nil
-	local value = redis.call('HGET', ledger, id) or '0 0'
-	old, reached = string.match(value, '^(%d+) (-?%d+)$')
+	local id, count = ARGV[i], tonumber(ARGV[i + 1])
+	local value = redis.call('HGET', KEYS[2], id) or '0 0'
+	local old, before = string.match(value, '^(%d+) (-?%d+)$')
 	if not old then
 		return redis.error_reply('ERR the ledger has no count at ' .. id .. ': ' .. value)
-	elseif tonumber(old) < count then
-		local now = redis.call('INCRBY', total, string.format('%d', count - old))
-		reached = ARGV[i + 2] ~= '' and ARGV[i + 2] or string.format('%d', now)
-		local set = redis.pcall('HSET', ledger, id, string.format('%d', count) .. ' ' .. reached)
-		if type(set) == 'table' then -- refused: all or nothing
-			redis.call('INCRBY', total, string.format('%d', old - count))
-			return set
-		end
+	end
+	reached = tonumber(before)
+	if tonumber(old) < count then
+		total = total + (count - old)
+		reached = tonumber(ARGV[i + 2]) or total
+		redis.call('HSET', KEYS[2], id, string.format('%d %d', count, reached))
+		redis.call('INCRBY', KEYS[1], string.format('%d', count - old))
 	end
 end
-return tonumber(reached) or redis.call('INCRBY', total, 0) -- a write, which a replica refuses`
+return reached`
 
 // scriptSHA names the script to EVALSHA, https://redis.io/docs/latest/commands/evalsha/.
 var scriptSHA = fmt.Sprintf("%x", sha1.Sum([]byte(script)))
@@ -227,12 +228,11 @@ type conn struct {
 	server              *redisServer
 	totalKey, ledgerKey string
 	id                  string // of its entry in the ledger
-	once                bool   // Redis is known to be down: a command is not tried for long
+	once                bool   // Redis is known to be down: one attempt over a fresh one is enough
 
 	addr       string   // that nc was dialed at
 	nc         net.Conn // nil while there is none
 	r          *bufio.Reader
-	buf        []byte
 	generation int64 // of the server when nc was dialed
 }
 
@@ -250,19 +250,22 @@ func (c *conn) raise(known, count int64) (total int64, err error) {
 	return c.eval(strconv.FormatInt(known, 10), c.id, strconv.FormatInt(count, 10), "")
 }
 
-// restore puts entries back that Redis lacks, and returns the total.
-func (c *conn) restore(lacking map[string]entry) (total int64, err error) {
+// restore puts entries back that Redis lacks.
+func (c *conn) restore(lacking map[string]entry) error {
 	var args []string
 	for id, e := range lacking {
 		args = append(args, id, strconv.FormatInt(e.count, 10), strconv.FormatInt(e.reached, 10))
 	}
 	for some := range slices.Chunk(args, 3*chunk) {
 		if _, err := c.eval(append([]string{""}, some...)...); err != nil {
-			return 0, err
+			return err
 		}
 	}
-	return c.eval("")
+	return nil
 }
+
+// total returns the total.
+func (c *conn) total() (int64, error) { return c.eval("") }
 
 // eval has Redis run the script.
 func (c *conn) eval(args ...string) (int64, error) {
@@ -293,67 +296,56 @@ func (c *conn) entries() (map[string]entry, error) {
 // try sends a command, and again after each failure, until an attempt fails that began
 // when the server's timeout was over. An attempt takes half of that at most. It is made
 // over the TCP connection that was kept, which may be dead in silence, and then over fresh
-// ones; where Redis is known to be down, over one. BEHIND and NOSCRIPT are answers.
+// ones; where Redis is known to be down, over one. An error names the address that was tried.
 func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 	end := time.Now().Add(c.server.timeout)
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
 		if c.generation != c.server.generation.Load() {
 			c.close()
 		}
-		kept, last := c.nc != nil, c.once || !time.Now().Before(end)
-		got, err = c.attempt(time.Now().Add(c.server.timeout/2), kind, args...)
+		kept := c.nc != nil
+		last := c.once || !time.Now().Before(end)
+		deadline := time.Now().Add(c.server.timeout / 2)
+		got, err = c.attempt(c.server.addr, deadline, kind, args...)
+		if isCode(err, "MOVED") {
+			moved := movedAddr(err.Error(), c.addr)
+			c.close()
+			got, err = c.attempt(moved, deadline, kind, args...)
+		}
 		if err == nil || errors.Is(err, errBehind) || isCode(err, "NOSCRIPT") {
 			return got, err
 		}
-		err = c.fail(err)
-		switch {
-		case kept: // at once, over a fresh one
-		case last:
-			return got, err
-		default:
-			time.Sleep(pause)
+		c.close()
+		if !errors.As(err, new(redisError)) { // the other connections may be dead, too
+			c.server.generation.CompareAndSwap(c.generation, c.generation+1)
 		}
+		if kept {
+			continue // at once, over a fresh one
+		}
+		if last {
+			return got, fmt.Errorf("%s: %w", c.addr, err)
+		}
+		time.Sleep(pause)
 	}
 }
 
-// attempt sends a command and reads its reply. It dials where there is no TCP connection,
-// and follows MOVED.
-func (c *conn) attempt(deadline time.Time, kind byte, args ...string) (got reply, err error) {
+// attempt sends a command and reads its reply. Where there is no TCP connection it dials addr.
+func (c *conn) attempt(addr string, by time.Time, kind byte, args ...string) (reply, error) {
 	if c.nc == nil {
-		err = c.dial(c.server.addr, deadline)
-	}
-	if err == nil {
-		got, err = c.exchange(deadline, kind, args...)
-	}
-	if isCode(err, "MOVED") {
-		moved := movedAddr(err.Error(), c.addr)
-		c.close()
-		if err = c.dial(moved, deadline); err == nil {
-			got, err = c.exchange(deadline, kind, args...)
+		if err := c.dial(addr, by); err != nil {
+			return reply{}, err
 		}
 	}
-	return got, err
+	return c.exchange(by, kind, args...)
 }
 
 // exchange sends a command over the TCP connection and reads its reply.
-func (c *conn) exchange(deadline time.Time, kind byte, args ...string) (reply, error) {
-	c.nc.SetDeadline(deadline)
-	c.buf = appendCommand(c.buf[:0], args...)
-	if _, err := c.nc.Write(c.buf); err != nil {
+func (c *conn) exchange(by time.Time, kind byte, args ...string) (reply, error) {
+	c.nc.SetDeadline(by)
+	if _, err := c.nc.Write(appendCommand(nil, args...)); err != nil {
 		return reply{}, err
 	}
 	return readReply(c.r, kind)
-}
-
-// fail closes the TCP connection and, unless err is an error reply, has the others dialed
-// anew. It returns err with the address that was tried.
-func (c *conn) fail(err error) error {
-	c.close()
-	var answer redisError
-	if !errors.As(err, &answer) {
-		c.server.generation.CompareAndSwap(c.generation, c.generation+1)
-	}
-	return fmt.Errorf("%s: %w", c.addr, err)
 }
 
 // movedAddr returns the address in "MOVED slot host:port", where an IPv6 host has
@@ -370,9 +362,9 @@ func movedAddr(reply, from string) string {
 }
 
 // dial connects to addr and shakes hands.
-func (c *conn) dial(addr string, deadline time.Time) error {
+func (c *conn) dial(addr string, by time.Time) error {
 	c.addr, c.generation = addr, c.server.generation.Load()
-	ctx, cancel := context.WithTimeout(context.Background(), min(dialTimeout, time.Until(deadline)))
+	ctx, cancel := context.WithTimeout(context.Background(), min(dialTimeout, time.Until(by)))
 	defer cancel()
 	nc, err := c.server.dial(ctx, "tcp", addr)
 	if err != nil {
@@ -382,8 +374,8 @@ func (c *conn) dial(addr string, deadline time.Time) error {
 		nc = tls.Client(nc, c.server.tlsConfig(addr))
 	}
 	c.nc, c.r = nc, bufio.NewReaderSize(nc, maxLine)
-	for _, args := range c.server.hello {
-		if _, err := c.exchange(deadline, '+', args...); err != nil {
+	for _, args := range c.server.greet {
+		if _, err := c.exchange(by, '+', args...); err != nil {
 			return fmt.Errorf("%s: %w", args[0], err)
 		}
 	}

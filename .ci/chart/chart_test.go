@@ -237,7 +237,7 @@ func TestDefaults(t *testing.T) {
 	equal(t, "Redis' strategy", redis.Strategy.Type, appsv1.RecreateDeploymentStrategyType)
 	equal(t, "Redis' image", c.Image, "docker.io/library/redis:8-alpine")
 	equal(t, "Redis' user", strings.Join(c.Args, " "), "--user default on nopass resetkeys ~requestcount ~{requestcount}:ledger resetchannels"+
-		" -@all +ping +auth +get +incrby +hget +hset +hlen +hgetall +eval +evalsha")
+		" -@all +ping +auth +get +incrby +hget +hset +hgetall +eval +evalsha")
 	for what, probe := range map[string]*corev1.Probe{"liveness": c.LivenessProbe, "readiness": c.ReadinessProbe} {
 		equal(t, "Redis' "+what, probe.ProbeHandler, corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("redis")}})
 	}

@@ -77,6 +77,27 @@ func TestNumberContinues(t *testing.T) {
 	}
 }
 
+// Something in the ledger that is no count does no harm. Without the total the
+// number starts over, until Redis loses its data.
+func TestChangedByHand(t *testing.T) {
+	needRedis(t)
+	t.Parallel()
+	s, url := startRedis(t)
+	p := startProcess(t, url, "REDIS_TIMEOUT=5s")
+	for n := range int64(10) {
+		next(t, p, n+1)
+	}
+	s.do("HSET " + ledger + " note hello")
+	time.Sleep(learned)
+	next(t, p, 11)
+	s.do("DEL requestcount")
+	next(t, p, 1)
+	next(t, p, 2)
+	time.Sleep(learned)
+	s.do("FLUSHALL")
+	next(t, p, 14)
+}
+
 // Many idle instances cost Redis little, and when it forgets the first of them
 // that is asked has it know everything again.
 func TestManyInstances(t *testing.T) {
@@ -99,7 +120,7 @@ func TestManyInstances(t *testing.T) {
 	began, before := time.Now(), s.stat("total_commands_processed")
 	time.Sleep(2 * time.Second)
 	commands := float64(s.stat("total_commands_processed") - before)
-	if got, most := commands/time.Since(began).Seconds(), 5.0*instances; got > most {
+	if got, most := commands/time.Since(began).Seconds(), 4.0*instances; got > most {
 		t.Errorf("commands a second: got %.0f, want up to %.0f", got, most)
 	}
 	if got, most := s.stat("connected_clients"), 2*instances+5; got > most {
@@ -133,11 +154,10 @@ func TestLog(t *testing.T) {
 	})
 	_, log := p.stop()
 	for _, message := range []string{
-		"counting in Redis", "told Redis what it lacked",
-		"cannot count in Redis", "counting in Redis again",
+		"told Redis what it lacked", "cannot count in Redis", "counting in Redis again",
 	} {
-		if got := p.lines(message); got < 1 || got > 2 {
-			t.Errorf("lines that say %q: got %d, want 1 or 2", message, got)
+		if got := p.lines(message); got < 1 || got > 4 {
+			t.Errorf("lines that say %q: got %d, want 1 to 4", message, got)
 		}
 	}
 	for _, want := range []string{" requests=10 ", " after=", " cause="} {

@@ -152,11 +152,12 @@ func (f *fleet) recover(d time.Duration) {
 			}
 		}
 	}
+	f.t.Logf("all instances answer with 200 after %v", time.Since(began))
 }
 
-// total fails the test unless the total grows, within 5 s, the time for a few
-// syncs, by the number of requests answered, or up to more of those that were
-// given up beside them.
+// total fails the test unless the total grows, within the time for a few syncs of
+// a long ledger, by the number of requests answered, or up to more of those that
+// were given up beside them.
 func (f *fleet) total(when string, answered, more int) {
 	f.t.Helper()
 	want := f.base + answered
@@ -166,7 +167,7 @@ func (f *fleet) total(when string, answered, more int) {
 		if err == nil && n >= want && n <= want+more {
 			return
 		}
-		if time.Since(began) > 5*time.Second {
+		if time.Since(began) > 15*time.Second {
 			f.t.Errorf("the total %s: got %s, want %d, or up to %d more that were given up",
 				when, reply, want, more)
 			return
@@ -202,19 +203,19 @@ var scenarios = []scenario{
 		fault: func(f *fleet) {
 			f.redis.restart(time.Second)
 		}},
-	{name: "Redis refusing connections for 0.9 of the timeout", timeout: "3s", loses: true,
+	{name: "Redis refusing connections for 0.9 of the timeout", timeout: "5s", loses: true,
 		fault: func(f *fleet) {
-			f.redis.restart(2650 * time.Millisecond) // and the rest to start
+			f.redis.restart(4 * time.Second) // and up to half a second to start
 		}},
 	{name: "Redis silent for 0.9 of the timeout", timeout: "2s", fault: func(f *fleet) {
 		f.redis.suspend(1800 * time.Millisecond)
 	}},
 	{name: "Redis refusing connections for 0.9 of the timeout as SIGTERM comes",
-		timeout: "3s", loses: true, stops: true,
+		timeout: "5s", loses: true, stops: true,
 		fault: func(f *fleet) {
 			f.redis.kill()
 			f.terminate()
-			time.Sleep(2650 * time.Millisecond)
+			time.Sleep(4 * time.Second)
 			f.redis.start()
 			f.stop(f.instances...)
 		}},
@@ -255,7 +256,7 @@ var scenarios = []scenario{
 		timeout: "1s", entries: 20_000, fails: true,
 		fault: func(f *fleet) {
 			f.redis.suspend(2 * time.Second)
-			f.recover(time.Second)
+			f.recover(3 * time.Second) // one on a machine that has time
 		}},
 	failover("failover that waits for the replica", false, func(from, to *server) {
 		if !strings.Contains(from.do("COMMAND INFO FAILOVER"), "failover") {

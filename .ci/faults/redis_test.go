@@ -26,7 +26,7 @@ import (
 )
 
 // acl is what the service needs of a Redis user on its two keys.
-const acl = "-@all +ping +auth +get +incrby +hget +hset +hlen +hgetall +eval +evalsha"
+const acl = "-@all +ping +auth +get +incrby +hget +hset +hgetall +eval +evalsha"
 
 const ledger = "{requestcount}:ledger" // as documented, beside the total
 
