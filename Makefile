@@ -18,17 +18,17 @@ build: ## the stripped, static binary
 test: ## needs only Go; with REDIS_URL set, uses that Redis
 	go test ./...
 
-check: ## form, vet, staticcheck, and the tests with the race detector; needs a C compiler
+check: ## form, vet, staticcheck, and the tests with the race detector: 2 minutes; needs a C compiler
 	test -z "$$(gofmt -l . | tee /dev/stderr)"
 	go mod tidy -diff
 	go vet ./...
 	go run honnef.co/go/tools/cmd/staticcheck@v0.7.0 ./...
 	go test -race -shuffle=on -count=1 ./...
 
-faults: ## breaks real redis-servers and the built program under load; needs redis-server, or REDIS_SERVER=path
+faults: ## breaks real redis-servers under load: 2 minutes; needs redis-server, or REDIS_SERVER=path
 	cd .ci/faults && go test -count=1 -parallel 4 -v .
 
-compare: ## the service beside its peers, as tables in Markdown; needs wrk and redis-server
+compare: ## the service beside its peers: 6 minutes; needs wrk, redis-server; ARGS=-scale: many instances
 	cd .ci/bench && go run . $(ARGS)
 
 fuzz: ## a minute of nonsense for the reply reader
