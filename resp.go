@@ -20,7 +20,8 @@ import (
 )
 
 const (
-	maxLine     = 4 << 10                // longest reply line or string accepted, in bytes
+	maxLine     = 4 << 10                // longest reply line accepted, in bytes
+	maxString   = 1 << 20                // longest string: that of an entry stays below 1 KiB
 	dialTimeout = time.Second            // to connect: a host that has gone is silent
 	minPause    = 10 * time.Millisecond  // after the first attempt of a command; doubles with each
 	maxPause    = 100 * time.Millisecond // the longest
@@ -86,7 +87,7 @@ func readReply(r *bufio.Reader, kind byte) (got reply, err error) {
 		return reply{text: text}, nil
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || kind == '$' && (n < 0 || n > maxLine) {
+	if err != nil || kind == '$' && (n < 0 || n > maxString) {
 		return got, fmt.Errorf("malformed reply of kind %q", kind)
 	}
 	switch kind {
@@ -194,6 +195,8 @@ const errBehind = redisError("BEHIND the total is lower than its client knows")
 const script = `local total, known = redis.call('INCRBY', KEYS[1], 0), tonumber(ARGV[1])
 if known and total < known then
 	return redis.error_reply('` + string(errBehind) + `')
+elseif total > 2^53 then
+	return redis.error_reply('ERR the total is beyond 2^53, to which numbers are exact')
 end
 local reached = total
 for i = 2, #ARGV, 3 do

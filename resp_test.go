@@ -55,7 +55,7 @@ func TestReadReply(t *testing.T) {
 		{':', ":\r\n", reply{}, "malformed reply"},
 		{':', ":1 \r\n", reply{}, "malformed reply"},
 		{'$', "$-1\r\n", reply{}, "malformed reply"},
-		{'$', "$4097\r\n", reply{}, "malformed reply"},
+		{'$', "$1048577\r\n", reply{}, "malformed reply"},
 		{'*', "*x\r\n", reply{}, "malformed reply"},
 		{':', "+12\r\n", reply{}, "reply of kind '+': want ':'"},
 		{'*', "*1\r\n:1\r\n", reply{}, "reply of kind ':': want '$'"},
@@ -183,6 +183,8 @@ func TestScript(t *testing.T) {
 		{"large numbers", raise("-94 f 9007199254740000 "), ":9007199254739906", "9007199254739906"},
 		{"and one more", raise("9007199254739906 f 9007199254740001 "), ":9007199254739907", "9007199254739907"},
 		{"the same again", raise("9007199254739906 f 9007199254740001 "), ":9007199254739907", "9007199254739907"},
+		{"a total that is too large", []string{"SET", key, "9223372036854775807"}, "+OK", "9223372036854775807"},
+		{"a batch then", raise("0 f 9007199254740002 "), "-ERR the total is beyond 2^53…", "9223372036854775807"},
 		{"the total is no number", []string{"SET", key, "12a"}, "+OK", "12a"},
 		{"a batch then", raise("0 f 9007199254740002 "), "-ERR …", "12a"},
 	} {
