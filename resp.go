@@ -189,9 +189,9 @@ const errBehind = redisError("BEHIND the total is lower than its client knows")
 // script does nothing and answers errBehind. Then, for each entry: its id, the count, and the
 // total reached where that is known from before.
 //
-// INCRBY by 0 comes first: where writes are refused, as by a replica, nothing is done. So does
-// HSET before INCRBY. Numbers are written with %d, exact here to 2^53, because some come out of
-// Lua in a form that INCRBY refuses (1e+08, https://github.com/redis/redis/pull/13115).
+// INCRBY by 0 comes first, and HSET before the other INCRBY: where one of them is refused, as
+// all are by a replica, nothing is counted. Numbers are written with %d, exact here to 2^53, as
+// Lua gives some a form that INCRBY refuses (1e+08, https://github.com/redis/redis/pull/13115).
 const script = `local total, known = redis.call('INCRBY', KEYS[1], 0), tonumber(ARGV[1])
 if known and total < known then
 	return redis.error_reply('` + string(errBehind) + `')
@@ -222,7 +222,7 @@ var scriptSHA = fmt.Sprintf("%x", sha1.Sum([]byte(script)))
 // An entry of the ledger is how far a connection has counted.
 type entry struct {
 	count   int64 // requests
-	reached int64 // the total that was answered; 0 where that is not known
+	reached int64 // the total that it reached by that; 0 where that is not known
 }
 
 // A conn is a connection to Redis, for one goroutine at a time. It outlives its TCP
