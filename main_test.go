@@ -627,7 +627,7 @@ func TestLog(t *testing.T) {
 	m.RequireAuth("secret")
 	addr := m.Addr()
 	m.Close()
-	p := startProcess(t, "REDIS_URL=redis://:secret@"+addr, "REDIS_TIMEOUT=100ms")
+	p := startProcess(t, "REDIS_URL=redis://:secret@"+addr, "REDIS_TIMEOUT=1s")
 	status := func() int {
 		resp, _ := get(t, "GET", p.url)
 		return resp.StatusCode
