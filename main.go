@@ -84,7 +84,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, func() {
-		time.Sleep(time.Second) // GNU timeout(1) sends a signal twice, which is not haste
+		time.Sleep(time.Second) // GNU timeout(1) sends its signal twice: the second must not kill
 		stop()                  // from now on a signal ends the process at once
 	})
 	if err := command(ctx, cfg); err != nil {
@@ -163,9 +163,10 @@ func run(ctx context.Context, cfg config) error {
 		"version", version, "go", runtime.Version())
 
 	counter := newCounter(instance, cfg.key, cfg.redis)
+	var syncs sync.WaitGroup
 	syncing, stopSyncing := context.WithCancel(context.Background())
 	defer stopSyncing()
-	go counter.run(syncing)
+	syncs.Go(func() { counter.run(syncing) })
 	h := &handler{counter: counter, instance: instance}
 	server := newServer(h.routes(), cfg.redisTimeout)
 	failed := make(chan error, 1)
@@ -186,6 +187,7 @@ func run(ctx context.Context, cfg config) error {
 		server.Close()
 	}
 	stopSyncing()
+	syncs.Wait()
 	counter.end(drain)
 	slog.Info("stop", "handled", counter.status().n)
 	return nil
@@ -244,8 +246,8 @@ func (h *handler) count(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, countedText, h.instance, n, total)
 }
 
-// readyz stays ready while Redis is down: every instance shares that Redis, so
-// no other could take the requests.
+// readyz is ready once there was a sync, and stays so while Redis is down: every
+// instance shares that Redis, so no other could take the requests.
 func (h *handler) readyz(w http.ResponseWriter, r *http.Request) {
 	notReady := h.counter.status().notReady
 	if h.stopping.Load() {
@@ -274,9 +276,12 @@ func (h *handler) metrics(w http.ResponseWriter, r *http.Request) {
 			"as last seen; each instance tells the whole number, so take max(), not sum().", s.total)
 	}
 	if h.counter.redis != nil {
+		up := int64(0)
+		if s.down == nil && s.notReady == nil {
+			up = 1
+		}
 		metric("requestcount_redis_up", "gauge",
-			"Whether requests are counted in Redis: 1 if so, 0 if not.",
-			map[bool]int64{true: 1}[s.down == nil && s.notReady == nil])
+			"Whether requests are counted in Redis: 1 if so, 0 if not.", up)
 	}
 }
 
@@ -303,8 +308,8 @@ func healthcheck(_ context.Context, cfg config) error {
 	return err
 }
 
-// A counter numbers the requests of this instance and, through Redis, those of
-// the cluster: each exactly once.
+// A counter counts the requests to this instance and, through Redis, those to the
+// cluster: each exactly once.
 //
 // Redis holds a ledger: how many requests each connection of each instance has
 // counted. The total is the sum of these counts. A count says how far, not how much
@@ -321,11 +326,11 @@ type counter struct {
 	mu      sync.Mutex       // guards the rest
 	n       int64            // requests counted
 	pending *batch           // takes the requests that arrive now
-	ledger  map[string]entry // by id; send moves that of a connection once its command is over
+	ledger  map[string]entry // by id; entries only rise: by next, by send after its command, by sync
 	told    time.Time        // when Redis was last sent anything new, even if no answer came
 	synced  bool             // a sync has succeeded
 	total   int64            // of the cluster, as last seen
-	down    error            // why Redis is down: the script has failed, for all its time
+	down    error            // why the last script has failed, after all attempts; nil if it has not
 	since   time.Time        // when it went down
 }
 
@@ -369,7 +374,7 @@ func (c *counter) next() (instance, cluster int64, err error) {
 		defer c.mu.Unlock()
 		c.n++
 		c.ledger[c.id] = entry{count: c.ledger[c.id].count + 1}
-		return c.n, c.n, c.down
+		return c.n, c.n, c.down // without Redis both numbers are the same
 	}
 	b := c.pending
 	b.size++
@@ -388,7 +393,7 @@ func (c *counter) next() (instance, cluster int64, err error) {
 func (c *counter) send(b *batch) {
 	conn := c.take()
 	defer func() { c.pool <- conn }()
-	runtime.Gosched() // handlers that are ready to run join the batch
+	runtime.Gosched() // only for larger batches: handlers that are ready to run join this one
 	c.mu.Lock()
 	c.pending = newBatch()
 	c.n += b.size
@@ -421,9 +426,8 @@ func (c *counter) take() *conn {
 	}
 }
 
-// tell has Redis raise the connection's entry to a count, and returns the total that this
-// reached. Where Redis has lost data a sync comes first, and another one where that was not
-// enough.
+// tell has Redis raise the connection's entry to count, and returns the total just after that.
+// Where Redis has lost data a sync comes first, and another one where that was not enough.
 func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
 	total, err = conn.raise(c.status().total, count)
 	for syncs := 0; errors.Is(err, errBehind) && syncs < maxSyncs; syncs++ {
@@ -465,7 +469,7 @@ func (c *counter) run(ctx context.Context) {
 			next = time.Now().Add(c.interval())
 		}
 		select {
-		case <-time.After(min(retryInterval, time.Until(next))):
+		case <-time.After(min(retryInterval, time.Until(next))): // Redis may have gone down
 		case <-ctx.Done():
 			return
 		}
@@ -485,7 +489,7 @@ func (c *counter) sync() error {
 	case conn = <-c.syncer:
 		defer func() { c.syncer <- conn }()
 	default:
-		c.syncer <- <-c.syncer // waits for it
+		c.syncer <- <-c.syncer // takes the connection once it is back, and puts it back at once
 		return c.status().down
 	}
 	c.mu.Lock()
@@ -494,19 +498,22 @@ func (c *counter) sync() error {
 	conn.once = c.down != nil
 	c.mu.Unlock()
 
-	total, err := conn.total() // before the entries: where none is lacking it is not too low
-	if c.note(err); err != nil {
+	// The total is read before the entries. If Redis loses data in between, entries are lacking,
+	// and this total is not used.
+	total, err := conn.total()
+	c.note(err)
+	if err != nil {
 		return err
 	}
 	theirs, err := conn.entries()
 	lacking, requests := map[string]entry{}, int64(0)
-	for id, e := range ours {
-		if more := e.count - theirs[id].count; more > 0 && err == nil {
-			lacking[id] = e
-			requests += more
-		}
-	}
 	if err == nil {
+		for id, e := range ours {
+			if more := e.count - theirs[id].count; more > 0 {
+				lacking[id] = e
+				requests += more
+			}
+		}
 		err = conn.restore(lacking)
 	}
 	maps.DeleteFunc(theirs, func(id string, e entry) bool { return e.count <= ours[id].count })
@@ -528,7 +535,7 @@ func (c *counter) sync() error {
 	if len(lacking) > 0 {
 		slog.Info("told Redis what it lacked", "redis", c.redis,
 			"requests", requests, "entries", len(lacking))
-	} else if c.total == known { // else a batch has moved it meanwhile
+	} else if c.total == known { // no batch has moved it meanwhile
 		c.total = total
 	}
 	c.synced = true
@@ -537,7 +544,7 @@ func (c *counter) sync() error {
 
 // end tells Redis all that is known here, and gives each other instance the time to read it:
 // if Redis forgets it before, nobody knows it any more. While Redis is away it tries until
-// ctx is done.
+// ctx is done. No run may be under way.
 func (c *counter) end(ctx context.Context) {
 	if c.redis == nil {
 		return
@@ -545,8 +552,7 @@ func (c *counter) end(ctx context.Context) {
 	for range cap(c.pool) {
 		c.take().close() // all, for good: from now on no batch is under way
 	}
-	c.syncer <- <-c.syncer // waits for a sync under way
-	for waiting := false; c.status().entries > 0; waiting = true {
+	for logged := false; c.status().entries > 0; logged = true {
 		wait, reason := retryInterval, "waiting for Redis, to tell it what was counted here"
 		err := c.sync()
 		if err == nil {
@@ -556,7 +562,7 @@ func (c *counter) end(ctx context.Context) {
 		if wait <= 0 {
 			return
 		}
-		if !waiting {
+		if !logged {
 			slog.Info(reason)
 		}
 		select {
@@ -574,8 +580,8 @@ func (c *counter) end(ctx context.Context) {
 type status struct {
 	n, total int64     // requests handled here, and by all
 	entries  int       // in the ledger
-	told     time.Time // when Redis was last told of anything new
-	down     error     // why Redis is down
+	told     time.Time // when Redis was last sent anything new
+	down     error     // why the last script has failed
 	notReady error     // nil once a sync has succeeded
 }
 

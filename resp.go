@@ -20,9 +20,10 @@ import (
 )
 
 const (
-	maxLine     = 4 << 10                // longest reply line or string accepted, in bytes
+	maxLine     = 4 << 10                // longest reply line accepted, in bytes
+	maxString   = 1 << 20                // longest string: that of an entry stays below 1 KiB
 	dialTimeout = time.Second            // to connect: a host that has gone is silent
-	minPause    = 10 * time.Millisecond  // after the first attempt of a command; doubles with each
+	minPause    = 10 * time.Millisecond  // between two attempts of a command; doubles with each
 	maxPause    = 100 * time.Millisecond // the longest
 	chunk       = 1000                   // entries in a command, so that Redis is not held up for long
 )
@@ -86,7 +87,7 @@ func readReply(r *bufio.Reader, kind byte) (got reply, err error) {
 		return reply{text: text}, nil
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || kind == '$' && (n < 0 || n > maxLine) {
+	if err != nil || kind == '$' && (n < 0 || n > maxString) {
 		return got, fmt.Errorf("malformed reply of kind %q", kind)
 	}
 	switch kind {
@@ -113,7 +114,7 @@ type redisServer struct {
 	timeout time.Duration // for which a command is tried again
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	generation atomic.Int64 // grows when a connection fails: older ones are dialed anew before use
+	generation atomic.Int64 // grows when a connection fails; those of an earlier one are redialed
 }
 
 // dialAlone dials as net.Dialer does, with a lookup of its own. Lookups that
@@ -182,18 +183,21 @@ const errBehind = redisError("BEHIND the total is lower than its client knows")
 
 // script raises entries of the ledger, each to a count, and the total by the differences.
 // Sent again, or late, it changes nothing. It answers the total that the last entry reached,
-// which the entry keeps for that, or without entries the total.
+// and stores that in the entry: a command sent again has the same answer. Without entries it
+// answers the total.
 //
 // ARGV begins with the total that the sender knows, or with nothing. Where Redis has less, the
 // script does nothing and answers errBehind. Then, for each entry: its id, the count, and the
 // total reached where that is known from before.
 //
-// INCRBY by 0 comes first: where writes are refused, as by a replica, nothing is done. So does
-// HSET before INCRBY. Numbers are written with %d, exact here to 2^53, because some come out of
-// Lua in a form that INCRBY refuses (1e+08, https://github.com/redis/redis/pull/13115).
+// INCRBY by 0 comes first, and HSET before the other INCRBY: where one of them is refused, as
+// all are by a replica, nothing is counted. Numbers are written with %d, exact here to 2^53, as
+// Lua gives some a form that INCRBY refuses (1e+08, https://github.com/redis/redis/pull/13115).
 const script = `local total, known = redis.call('INCRBY', KEYS[1], 0), tonumber(ARGV[1])
 if known and total < known then
 	return redis.error_reply('` + string(errBehind) + `')
+elseif total > 2^53 then
+	return redis.error_reply('ERR the total is beyond 2^53, to which numbers are exact')
 end
 local reached = total
 for i = 2, #ARGV, 3 do
@@ -219,7 +223,7 @@ var scriptSHA = fmt.Sprintf("%x", sha1.Sum([]byte(script)))
 // An entry of the ledger is how far a connection has counted.
 type entry struct {
 	count   int64 // requests
-	reached int64 // the total that was answered; 0 where that is not known
+	reached int64 // the total that it reached by that; 0 where that is not known
 }
 
 // A conn is a connection to Redis, for one goroutine at a time. It outlives its TCP
@@ -228,7 +232,7 @@ type conn struct {
 	server              *redisServer
 	totalKey, ledgerKey string
 	id                  string // of its entry in the ledger
-	once                bool   // Redis is known to be down: one attempt over a fresh one is enough
+	once                bool   // Redis is down: one attempt over a fresh TCP connection is enough
 
 	addr       string   // that nc was dialed at
 	nc         net.Conn // nil while there is none
@@ -293,10 +297,10 @@ func (c *conn) entries() (map[string]entry, error) {
 	return entries, err
 }
 
-// try sends a command, and again after each failure, until an attempt fails that began
-// when the server's timeout was over. An attempt takes half of that at most. It is made
-// over the TCP connection that was kept, which may be dead in silence, and then over fresh
-// ones; where Redis is known to be down, over one. An error names the address that was tried.
+// try sends a command until it succeeds; once the server's timeout is over it makes one last
+// attempt. An attempt takes half of that timeout at most. The first one is made over the TCP
+// connection that was kept, which may be dead in silence, the others over fresh ones. An error
+// names the address that was tried.
 func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 	end := time.Now().Add(c.server.timeout)
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
@@ -330,18 +334,13 @@ func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 }
 
 // attempt sends a command and reads its reply. Where there is no TCP connection it dials addr.
-func (c *conn) attempt(addr string, by time.Time, kind byte, args ...string) (reply, error) {
+func (c *conn) attempt(addr string, deadline time.Time, kind byte, args ...string) (reply, error) {
 	if c.nc == nil {
-		if err := c.dial(addr, by); err != nil {
+		if err := c.dial(addr, deadline); err != nil {
 			return reply{}, err
 		}
 	}
-	return c.exchange(by, kind, args...)
-}
-
-// exchange sends a command over the TCP connection and reads its reply.
-func (c *conn) exchange(by time.Time, kind byte, args ...string) (reply, error) {
-	c.nc.SetDeadline(by)
+	c.nc.SetDeadline(deadline)
 	if _, err := c.nc.Write(appendCommand(nil, args...)); err != nil {
 		return reply{}, err
 	}
@@ -362,9 +361,9 @@ func movedAddr(reply, from string) string {
 }
 
 // dial connects to addr and shakes hands.
-func (c *conn) dial(addr string, by time.Time) error {
+func (c *conn) dial(addr string, deadline time.Time) error {
 	c.addr, c.generation = addr, c.server.generation.Load()
-	ctx, cancel := context.WithTimeout(context.Background(), min(dialTimeout, time.Until(by)))
+	ctx, cancel := context.WithTimeout(context.Background(), min(dialTimeout, time.Until(deadline)))
 	defer cancel()
 	nc, err := c.server.dial(ctx, "tcp", addr)
 	if err != nil {
@@ -375,7 +374,7 @@ func (c *conn) dial(addr string, by time.Time) error {
 	}
 	c.nc, c.r = nc, bufio.NewReaderSize(nc, maxLine)
 	for _, args := range c.server.greet {
-		if _, err := c.exchange(by, '+', args...); err != nil {
+		if _, err := c.attempt(addr, deadline, '+', args...); err != nil {
 			return fmt.Errorf("%s: %w", args[0], err)
 		}
 	}

@@ -55,7 +55,7 @@ func TestReadReply(t *testing.T) {
 		{':', ":\r\n", reply{}, "malformed reply"},
 		{':', ":1 \r\n", reply{}, "malformed reply"},
 		{'$', "$-1\r\n", reply{}, "malformed reply"},
-		{'$', "$4097\r\n", reply{}, "malformed reply"},
+		{'$', "$1048577\r\n", reply{}, "malformed reply"},
 		{'*', "*x\r\n", reply{}, "malformed reply"},
 		{':', "+12\r\n", reply{}, "reply of kind '+': want ':'"},
 		{'*', "*1\r\n:1\r\n", reply{}, "reply of kind ':': want '$'"},
@@ -183,6 +183,8 @@ func TestScript(t *testing.T) {
 		{"large numbers", raise("-94 f 9007199254740000 "), ":9007199254739906", "9007199254739906"},
 		{"and one more", raise("9007199254739906 f 9007199254740001 "), ":9007199254739907", "9007199254739907"},
 		{"the same again", raise("9007199254739906 f 9007199254740001 "), ":9007199254739907", "9007199254739907"},
+		{"a total that is too large", []string{"SET", key, "9223372036854775807"}, "+OK", "9223372036854775807"},
+		{"a batch then", raise("0 f 9007199254740002 "), "-ERR the total is beyond 2^53…", "9223372036854775807"},
 		{"the total is no number", []string{"SET", key, "12a"}, "+OK", "12a"},
 		{"a batch then", raise("0 f 9007199254740002 "), "-ERR …", "12a"},
 	} {
@@ -347,7 +349,8 @@ func TestTry(t *testing.T) {
 	many := func(answer string, n int) []string { return slices.Repeat([]string{answer}, n) }
 	for _, tt := range []struct {
 		name    string
-		kept    bool // a connection is there from before
+		timeout time.Duration // 1 s unless set
+		kept    bool          // a connection is there from before
 		once    bool
 		dials   []string
 		answers []string
@@ -361,6 +364,8 @@ func TestTry(t *testing.T) {
 		{name: "kept, dead in silence", kept: true, answers: many(silent, 1), took: half, dialed: 1},
 		{name: "kept, dead in silence, then another", kept: true, answers: many(silent, 2), took: 2*half + 2*minPause, dialed: 2},
 		{name: "a host that is silent", dials: many(silent, 1), took: half + minPause, dialed: 2},
+		{name: "the same, with more time", timeout: 5 * time.Second, dials: many(silent, 1),
+			took: dialTimeout + minPause, dialed: 2},
 		{name: "refused for 950 ms", dials: many(closed, 12), took: 950 * time.Millisecond, dialed: 13},
 		{name: "refused for good", dials: many(closed, 20), took: 1050 * time.Millisecond, dialed: 14, fails: true},
 		{name: "silent for good", answers: many(silent, 20), took: 3*half + 30*time.Millisecond, dialed: 3, fails: true},
@@ -375,6 +380,9 @@ func TestTry(t *testing.T) {
 				s := &scripted{}
 				c := newConn(fakeRedis(s.answer).server(t, "redis://fake"), "k", "host:1/X/1")
 				defer func() { c.close() }()
+				if tt.timeout > 0 {
+					c.server.timeout = tt.timeout
+				}
 				if tt.kept {
 					c.raise(0, 1)
 				}
@@ -430,7 +438,7 @@ func TestOneDeadAllDialedAnew(t *testing.T) {
 	}
 }
 
-// A ledger is put back in commands of a thousand entries each.
+// A ledger is put back in commands of a thousand entries each. What is no entry is passed over.
 func TestRestoreInParts(t *testing.T) {
 	t.Parallel()
 	url := startRedis(t)
@@ -448,6 +456,7 @@ func TestRestoreInParts(t *testing.T) {
 	if total, err := c.total(); total != n*(n+1)/2 || err != nil {
 		t.Errorf("got the total %d, %v; want %d", total, err, n*(n+1)/2)
 	}
+	dialRedis(t, url)([]string{"HSET", c.ledgerKey, "odd", "x", "odder", "5 x", "long", strings.Repeat("5", 5000)})
 	if got, err := c.entries(); !reflect.DeepEqual(got, lacking) || err != nil {
 		t.Errorf("got %d entries, %v; want %d as they were", len(got), err, n)
 	}
