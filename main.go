@@ -456,6 +456,9 @@ func (c *counter) note(err error) {
 			"after", time.Since(c.since).Round(time.Millisecond))
 	}
 	c.down = err
+	if err != nil { // Redis may carry it out at any time until then
+		c.told = time.Now()
+	}
 }
 
 // run syncs at each interval, and twice a second while Redis is down, until ctx is done.
@@ -515,6 +518,9 @@ func (c *counter) sync() error {
 			}
 		}
 		err = conn.restore(lacking)
+	}
+	if err == nil && len(lacking) == 0 && total < known { // others have put back what was lost
+		total, err = conn.total()
 	}
 	maps.DeleteFunc(theirs, func(id string, e entry) bool { return e.count <= ours[id].count })
 

@@ -765,6 +765,8 @@ func TestOneConnectionWhereOneDoes(t *testing.T) {
 	})
 }
 
+const lost = "lost" // the command is carried out, and then the connection closed
+
 // A network is the way to a Redis, with faults.
 type network struct {
 	do    func(cmd []string) string // the Redis
@@ -773,13 +775,18 @@ type network struct {
 
 func (n *network) server(t *testing.T, url string) *redisServer {
 	return fakeRedis(func(cmd []string) string {
-		switch fault := n.fault.Load(); {
-		case fault != nil:
+		fault := n.fault.Load()
+		switch {
+		case fault != nil && *fault != lost:
 			return *fault
 		case cmd[0] == "DIAL" || cmd[0] == "AUTH":
 			return "+OK\r\n"
 		}
-		return n.do(cmd)
+		answer := n.do(cmd)
+		if fault != nil {
+			return closed
+		}
+		return answer
 	}).server(t, url)
 }
 
@@ -1029,7 +1036,9 @@ func TestEnd(t *testing.T) {
 		{name: "nothing was counted, Redis is away", fault: closed, lasts: time.Hour, took: 0},
 		{name: "Redis forgets", asked: 3, forgets: time.Second, took: 2 * others, total: 3},
 		{name: "idle, and Redis has forgotten", asked: 3, idle: 2 * time.Second, forgets: -1, took: others, total: 3},
-		{name: "Redis is away", asked: 3, fault: closed, lasts: 3 * time.Second, took: 3 * time.Second, total: 3},
+		{name: "Redis is away", asked: 3, fault: closed, lasts: 3 * time.Second, took: 2500*time.Millisecond + others, total: 3},
+		{name: "replies are lost", asked: 3, fault: lost, lasts: 3 * time.Second, late: 1,
+			took: 2500*time.Millisecond + others, total: 4},
 		{name: "counted while Redis is away", asked: 3, fault: closed, lasts: 3 * time.Second, late: 2,
 			took: 3*time.Second + others, total: 5},
 		{name: "a request under way", asked: 3, fault: silent, lasts: 400 * time.Millisecond, late: 1,
@@ -1064,7 +1073,7 @@ func TestEnd(t *testing.T) {
 				defer cancel()
 				c.end(ctx)
 				closeAll(c)
-				if took := time.Since(began); took < tt.took || took > tt.took+200*time.Millisecond {
+				if took := time.Since(began); took < tt.took || took > tt.took+500*time.Millisecond {
 					t.Errorf("took %v, want %v", took, tt.took)
 				}
 			})
@@ -1253,6 +1262,92 @@ func TestLostReply(t *testing.T) {
 			})
 		})
 	}
+}
+
+// An instance that syncs as Redis loses its data knows as much as before, and says so.
+func TestLossDuringSync(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		read     int  // commands of the sync that come before the loss
+		restored bool // by another instance, before the sync goes on
+	}{
+		{"before it, and another one restores", 0, true},
+		{"before it has read the ledger", 1, false},
+		{"before it has read the ledger, and another one restores", 1, true},
+		{"after it has read the ledger", 2, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			url := startRedis(t)
+			key := newKey(t, url)
+			do := dialRedis(t, url)
+			synctest.Test(t, func(t *testing.T) {
+				w := &wire{do: do}
+				one := newCounter("host:1", key, w.server(t))
+				two := newCounter("host:2", key, (&network{do: do}).server(t, "redis://fake"))
+				two.next()
+				one.ask()
+				w.deliverAll()
+				go one.sync()
+				w.deliverAll()
+				two.sync()
+
+				go one.sync()
+				synctest.Wait()
+				for range tt.read {
+					w.deliver(0, false)
+				}
+				do(forget(key))
+				if tt.restored {
+					if w.waiting() > 0 && tt.read == 0 {
+						w.deliver(0, false)
+					}
+					two.sync()
+				}
+				w.deliverAll()
+				if got := one.status().total; got != 2 {
+					t.Errorf("it knows %d, want 2", got)
+				}
+				r := one.ask()
+				w.deliverAll()
+				if r.total != 3 || r.err != nil {
+					t.Errorf("got %+v, want 3", *r)
+				}
+				closeAll(one)
+				closeAll(two)
+			})
+		})
+	}
+}
+
+// An instance does not end before the requests that it has begun.
+func TestEndWaitsForRequests(t *testing.T) {
+	t.Parallel()
+	url := startRedis(t)
+	key := newKey(t, url)
+	do := dialRedis(t, url)
+	synctest.Test(t, func(t *testing.T) {
+		w := &wire{do: do}
+		c := newCounter("host:1", key, w.server(t))
+		c.ask()
+		w.deliverAll()
+		time.Sleep(2 * time.Second)
+		r := c.ask()
+		ended := make(chan bool, 1)
+		go func() {
+			c.end(t.Context())
+			ended <- r.told
+		}()
+		synctest.Wait()
+		command := w.take(0)
+		w.deliverAll()
+		command.answer <- w.do(command.cmd)
+		w.open()
+		if !<-ended || r.total != 2 {
+			t.Errorf("it has ended with the request at %+v", *r)
+		}
+		closeAll(c)
+	})
 }
 
 // A schedule is a random run of instances that share a Redis, over wires that lose, delay and

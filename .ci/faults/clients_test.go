@@ -206,8 +206,8 @@ func TestManyBadClients(t *testing.T) {
 	log := p.stderr.String()
 	goroutines := strings.Count(log, "\ngoroutine ")
 	t.Logf("%d goroutines left", goroutines)
-	if goroutines == 0 || goroutines > 20 {
-		t.Errorf("goroutines left: got %d, want 1 to 20", goroutines)
+	if goroutines == 0 || goroutines > 100 { // some connections may be about to end
+		t.Errorf("goroutines left: got %d, want 1 to 100", goroutines)
 	}
 	logged, _, _ := strings.Cut(log, "SIGQUIT")
 	if n := strings.Count(logged, "\n"); n > 5 {

@@ -296,12 +296,12 @@ var scenarios = []scenario{
 			f.proxy.setHalf(vanish)
 			time.Sleep(2 * time.Second)
 		}},
-	{name: "everything dead in silence for 0.9 of the timeout", timeout: "2s", proxied: true,
+	{name: "everything dead in silence for 0.9 of the timeout", timeout: "4s", proxied: true,
 		fault: func(f *fleet) {
 			f.proxy.set(vanish)
-			time.Sleep(1800 * time.Millisecond)
+			time.Sleep(3600 * time.Millisecond)
 			f.proxy.setComing(none)
-			time.Sleep(1500 * time.Millisecond)
+			time.Sleep(2500 * time.Millisecond)
 		}},
 	{name: "everything dead in silence for more than the timeout",
 		timeout: "300ms", proxied: true, fails: true,
