@@ -404,9 +404,12 @@ func (c *counter) send(b *batch) {
 
 	if b.err == nil { // else Redis went down while the batch waited
 		b.total, b.err = c.tell(conn, count)
+		c.note(b.err)
 	}
 	c.mu.Lock()
 	c.ledger[conn.id] = entry{count, b.total}
+	c.total = max(c.total, b.total)
+	c.told = time.Now()
 	c.mu.Unlock()
 	close(b.done)
 }
@@ -436,11 +439,6 @@ func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
 			total, err = conn.raise(c.status().total, count)
 		}
 	}
-	c.note(err)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.told = time.Now()
-	c.total = max(c.total, total)
 	return total, err
 }
 
