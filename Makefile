@@ -41,7 +41,7 @@ image: ## requestcount:VERSION and requestcount:latest
 docker-compose: ## three replicas behind port 8083, in the foreground
 	docker compose up --build || [ $$? = 130 ] # Ctrl-C, the way to end it
 
-helm: image ## three replicas in the local cluster of kubectl's context: Docker Desktop, kind, k3d, minikube
+helm: image ## three replicas in kubectl's cluster: that of Docker Desktop, kind, k3d or minikube
 	@context=$$(kubectl config current-context) && case $$context in \
 	docker-desktop) load=: ;; \
 	kind-*) load="kind load docker-image --name $${context#kind-}" ;; \
