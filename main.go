@@ -321,13 +321,14 @@ type counter struct {
 	redis  *redisServer // nil for a cluster of one
 	pool   chan *conn   // connections used before; whoever takes one out owns it until it is back
 	spare  chan *conn   // connections not needed so far
-	syncer chan *conn   // the connection for syncs; taken out while one is under way
+	syncer *conn        // the connection for syncs, used only by the one under way
 
 	mu      sync.Mutex       // guards the rest
 	n       int64            // requests counted
 	pending *batch           // takes the requests that arrive now
 	ledger  map[string]entry // by id; entries only rise: by next, by send after its command, by sync
 	told    time.Time        // when Redis was last sent anything new, even if no answer came
+	syncing chan struct{}    // closed when the sync under way is over; nil while there is none
 	synced  bool             // a sync has succeeded
 	total   int64            // of the cluster, as last seen
 	down    error            // why the last script has failed, after all attempts; nil if it has not
@@ -349,18 +350,18 @@ func newBatch() *batch { return &batch{done: make(chan struct{})} }
 // newCounter returns a counter for the named instance that keeps its total at
 // key in Redis, or counts alone if redis is nil.
 func newCounter(instance, key string, redis *redisServer) *counter {
+	id := instance + "/" + rand.Text() // a restarted process is another one
 	c := &counter{
-		id:      instance + "/" + rand.Text(), // a restarted process is another one
+		id:      id,
 		redis:   redis,
 		pool:    make(chan *conn, connections),
 		spare:   make(chan *conn, connections),
-		syncer:  make(chan *conn, 1),
+		syncer:  newConn(redis, key, id),
 		ledger:  map[string]entry{},
 		pending: newBatch(),
 	}
-	c.syncer <- newConn(redis, key, c.id)
 	for i := range connections {
-		c.spare <- newConn(redis, key, c.id+"/"+strconv.Itoa(i+1))
+		c.spare <- newConn(redis, key, id+"/"+strconv.Itoa(i+1))
 	}
 	return c
 }
@@ -403,9 +404,12 @@ func (c *counter) send(b *batch) {
 
 	if b.err == nil { // else Redis went down while the batch waited
 		b.total, b.err = c.tell(conn, count)
+		c.note(b.err)
 	}
 	c.mu.Lock()
 	c.ledger[conn.id] = entry{count, b.total}
+	c.total = max(c.total, b.total)
+	c.told = time.Now()
 	c.mu.Unlock()
 	close(b.done)
 }
@@ -435,11 +439,6 @@ func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
 			total, err = conn.raise(c.status().total, count)
 		}
 	}
-	c.note(err)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.told = time.Now()
-	c.total = max(c.total, total)
 	return total, err
 }
 
@@ -484,31 +483,42 @@ func (c *counter) interval() time.Duration {
 	return min(syncInterval+time.Duration(c.status().entries)*entryInterval, maxInterval)
 }
 
-// sync brings the ledger here and that in Redis to the higher count of each entry. Where a
-// sync is under way it waits for that one instead.
+// sync syncs the ledger or, where a sync is under way, waits for that one.
 func (c *counter) sync() error {
-	var conn *conn
-	select {
-	case conn = <-c.syncer:
-		defer func() { c.syncer <- conn }()
-	default:
-		c.syncer <- <-c.syncer // takes the connection once it is back, and puts it back at once
+	c.mu.Lock()
+	syncing := c.syncing
+	if syncing == nil {
+		c.syncing = make(chan struct{})
+	}
+	c.mu.Unlock()
+	if syncing != nil {
+		<-syncing
 		return c.status().down
 	}
+	err := c.syncLedger()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	close(c.syncing)
+	c.syncing = nil
+	return err
+}
+
+// syncLedger brings the ledger here and that in Redis to the higher count of each entry.
+func (c *counter) syncLedger() error {
 	c.mu.Lock()
 	ours := maps.Clone(c.ledger) // before Redis is asked: what is counted meanwhile is no loss
 	known := c.total
-	conn.once = c.down != nil
+	c.syncer.once = c.down != nil
 	c.mu.Unlock()
 
 	// The total is read before the entries. If Redis loses data in between, entries are lacking,
 	// and this total is not used.
-	total, err := conn.total()
+	total, err := c.syncer.total()
 	c.note(err)
 	if err != nil {
 		return err
 	}
-	theirs, err := conn.entries()
+	theirs, err := c.syncer.entries()
 	lacking, requests := map[string]entry{}, int64(0)
 	if err == nil {
 		for id, e := range ours {
@@ -517,10 +527,10 @@ func (c *counter) sync() error {
 				requests += more
 			}
 		}
-		err = conn.restore(lacking)
+		err = c.syncer.restore(lacking)
 	}
 	if err == nil && len(lacking) == 0 && total < known { // others have put back what was lost
-		total, err = conn.total()
+		total, err = c.syncer.total()
 	}
 	maps.DeleteFunc(theirs, func(id string, e entry) bool { return e.count <= ours[id].count })
 

@@ -144,9 +144,7 @@ func start(t *testing.T, c *counter) {
 
 // closeAll closes the TCP connections of c, none of which may be in use.
 func closeAll(c *counter) {
-	conn := <-c.syncer
-	conn.close()
-	c.syncer <- conn
+	c.syncer.close()
 	for range len(c.pool) {
 		conn := <-c.pool
 		conn.close()
