@@ -582,7 +582,7 @@ func (c *counter) end(ctx context.Context) {
 			slog.Info(reason)
 		}
 		select {
-		case <-time.After(wait):
+		case <-time.After(min(wait, retryInterval)): // Redis may lose its data meanwhile
 		case <-ctx.Done():
 			if err != nil {
 				slog.Warn("Redis may not know all that this instance has counted", "cause", err)

@@ -1032,7 +1032,7 @@ func TestEnd(t *testing.T) {
 		{name: "idle", asked: 3, idle: 2 * time.Second, took: 0, total: 3},
 		{name: "nothing was counted", took: 0},
 		{name: "nothing was counted, Redis is away", fault: closed, lasts: time.Hour, took: 0},
-		{name: "Redis forgets", asked: 3, forgets: time.Second, took: 2 * others, total: 3},
+		{name: "Redis forgets", asked: 3, forgets: 900 * time.Millisecond, took: time.Second + others, total: 3},
 		{name: "idle, and Redis has forgotten", asked: 3, idle: 2 * time.Second, forgets: -1, took: others, total: 3},
 		{name: "Redis is away", asked: 3, fault: closed, lasts: 3 * time.Second, took: 2500*time.Millisecond + others, total: 3},
 		{name: "replies are lost", asked: 3, fault: lost, lasts: 3 * time.Second, late: 1,
