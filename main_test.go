@@ -989,6 +989,7 @@ func TestOneSyncForAll(t *testing.T) {
 		c := newCounter("host:1", key, (&network{do: func(cmd []string) string {
 			if cmd[0] == "HGETALL" {
 				reads.Add(1)
+				time.Sleep(400 * time.Millisecond)
 			}
 			time.Sleep(10 * time.Millisecond)
 			return do(cmd)
@@ -996,7 +997,11 @@ func TestOneSyncForAll(t *testing.T) {
 		var wg sync.WaitGroup
 		askAll := func() {
 			for range connections {
-				wg.Go(func() { c.next() })
+				wg.Go(func() {
+					if _, _, err := c.next(); err != nil {
+						t.Error(err)
+					}
+				})
 				time.Sleep(time.Millisecond)
 			}
 			wg.Wait()
@@ -1316,6 +1321,29 @@ func TestLossDuringSync(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A sync that is slow does not take back what has been told meanwhile.
+func TestTotalIsTheLatest(t *testing.T) {
+	t.Parallel()
+	url := startRedis(t)
+	w := &wire{do: dialRedis(t, url)}
+	key := newKey(t, url)
+	synctest.Test(t, func(t *testing.T) {
+		c := newCounter("host:1", key, w.server(t))
+		c.ask()
+		w.deliverAll()
+		go c.sync()
+		synctest.Wait()
+		w.deliver(0, false) // the total
+		c.ask()
+		w.deliver(1, false)
+		w.deliverAll()
+		if got := c.status().total; got != 2 {
+			t.Errorf("it knows %d, want 2", got)
+		}
+		closeAll(c)
+	})
 }
 
 // An instance does not end before the requests that it has begun.
