@@ -54,7 +54,7 @@ const (
 	connections   = 8                      // to Redis, at most; more bring nothing
 	syncInterval  = time.Second            // between two syncs of an empty ledger
 	entryInterval = 500 * time.Microsecond // more for each entry, as Redis reads all of it out
-	maxInterval   = 3 * time.Second        // 1.5 of it and the ReadTimeout fit into drainTimeout
+	maxInterval   = 3 * time.Second        // ReadTimeout and 1.5 of it fit into drainTimeout
 	retryInterval = 500 * time.Millisecond // between two syncs while Redis is down
 	maxSyncs      = 10                     // for a batch, where Redis loses data again and again
 )
@@ -164,9 +164,9 @@ func run(ctx context.Context, cfg config) error {
 
 	counter := newCounter(instance, cfg.key, cfg.redis)
 	var syncs sync.WaitGroup
-	syncing, stopSyncing := context.WithCancel(context.Background())
-	defer stopSyncing()
-	syncs.Go(func() { counter.run(syncing) })
+	syncCtx, stopSyncs := context.WithCancel(context.Background())
+	defer stopSyncs()
+	syncs.Go(func() { counter.run(syncCtx) })
 	h := &handler{counter: counter, instance: instance}
 	server := newServer(h.routes(), cfg.redisTimeout)
 	failed := make(chan error, 1)
@@ -186,7 +186,7 @@ func run(ctx context.Context, cfg config) error {
 		slog.Warn("some requests took too long to be answered", "cause", err)
 		server.Close()
 	}
-	stopSyncing()
+	stopSyncs()
 	syncs.Wait()
 	counter.end(drain)
 	slog.Info("stop", "handled", counter.status().n)
@@ -312,12 +312,12 @@ func healthcheck(_ context.Context, cfg config) error {
 // cluster: each exactly once.
 //
 // Redis holds a ledger: how many requests each connection of each instance has
-// counted. The total is the sum of these counts. A count says how far, not how much
-// more, so it can be told again, late or twice, and changes nothing then. Each
-// instance keeps a copy of the ledger and syncs it every second: of two counts of an
-// entry the higher one is right. So what Redis forgets, any instance puts back.
+// counted. The total is the sum of these counts. A count is a running one, no difference:
+// sent again, late or twice, it changes nothing, and of two counts the higher one is right.
+// Each instance keeps a copy of the ledger and syncs it every second. It puts back what it
+// knows and Redis has lost.
 type counter struct {
-	id     string       // of this process, in the ledger: host:port/RANDOM
+	id     string       // host:port/RANDOM; its entry counts requests while Redis is down
 	redis  *redisServer // nil for a cluster of one
 	pool   chan *conn   // connections used before; whoever takes one out owns it until it is back
 	spare  chan *conn   // connections not needed so far
@@ -327,8 +327,8 @@ type counter struct {
 	n       int64            // requests counted
 	pending *batch           // takes the requests that arrive now
 	ledger  map[string]entry // by id; entries only rise: by next, by send after its command, by sync
-	told    time.Time        // when Redis was last sent anything new, even if no answer came
-	syncing chan struct{}    // closed when the sync under way is over; nil while there is none
+	told    time.Time        // when Redis may last have been told anything new
+	over    chan struct{}    // closed when the sync under way is over; nil while there is none
 	synced  bool             // a sync has succeeded
 	total   int64            // of the cluster, as last seen
 	down    error            // why the last script has failed, after all attempts; nil if it has not
@@ -442,7 +442,8 @@ func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
 	return total, err
 }
 
-// note keeps how the script has ended, and logs a change.
+// note keeps whether the last script has failed, and logs a change. While it has, requests are
+// answered 503 at once.
 func (c *counter) note(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -455,7 +456,7 @@ func (c *counter) note(err error) {
 			"after", time.Since(c.since).Round(time.Millisecond))
 	}
 	c.down = err
-	if err != nil { // Redis may carry it out at any time until then
+	if err != nil { // the failed command may still have reached Redis, as late as now
 		c.told = time.Now()
 	}
 }
@@ -486,20 +487,20 @@ func (c *counter) interval() time.Duration {
 // sync syncs the ledger or, where a sync is under way, waits for that one.
 func (c *counter) sync() error {
 	c.mu.Lock()
-	syncing := c.syncing
-	if syncing == nil {
-		c.syncing = make(chan struct{})
+	over := c.over
+	if over == nil {
+		c.over = make(chan struct{})
 	}
 	c.mu.Unlock()
-	if syncing != nil {
-		<-syncing
+	if over != nil {
+		<-over
 		return c.status().down
 	}
 	err := c.syncLedger()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	close(c.syncing)
-	c.syncing = nil
+	close(c.over)
+	c.over = nil
 	return err
 }
 
@@ -508,14 +509,14 @@ func (c *counter) syncLedger() error {
 	c.mu.Lock()
 	ours := maps.Clone(c.ledger) // before Redis is asked: what is counted meanwhile is no loss
 	known := c.total
-	c.syncer.once = c.down != nil
+	c.syncer.oneTry = c.down != nil
 	c.mu.Unlock()
 
 	// The total is read before the entries. If Redis loses data in between, entries are lacking,
 	// and this total is not used.
 	total, err := c.syncer.total()
-	c.note(err)
 	if err != nil {
+		c.note(err)
 		return err
 	}
 	theirs, err := c.syncer.entries()
@@ -529,9 +530,12 @@ func (c *counter) syncLedger() error {
 		}
 		err = c.syncer.restore(lacking)
 	}
-	if err == nil && len(lacking) == 0 && total < known { // others have put back what was lost
+	// Redis has all that is known here, but its total was low. Others may have put something back
+	// since. If it is still low, this instance accepts it.
+	if err == nil && len(lacking) == 0 && total < known {
 		total, err = c.syncer.total()
 	}
+	c.note(nil) // the script works, whatever came of the ledger
 	maps.DeleteFunc(theirs, func(id string, e entry) bool { return e.count <= ours[id].count })
 
 	c.mu.Lock()
@@ -560,7 +564,7 @@ func (c *counter) syncLedger() error {
 
 // end tells Redis all that is known here, and gives each other instance the time to read it:
 // if Redis forgets it before, nobody knows it any more. While Redis is away it tries until
-// ctx is done. No run may be under way.
+// ctx is done. counter.run must have returned before.
 func (c *counter) end(ctx context.Context) {
 	if c.redis == nil {
 		return
@@ -596,7 +600,7 @@ func (c *counter) end(ctx context.Context) {
 type status struct {
 	n, total int64     // requests handled here, and by all
 	entries  int       // in the ledger
-	told     time.Time // when Redis was last sent anything new
+	told     time.Time // when Redis may last have been told anything new
 	down     error     // why the last script has failed
 	notReady error     // nil once a sync has succeeded
 }

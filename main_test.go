@@ -1346,6 +1346,36 @@ func TestTotalIsTheLatest(t *testing.T) {
 	})
 }
 
+// What was counted while Redis was down is told before any other number.
+func TestCountedWhileDown(t *testing.T) {
+	t.Parallel()
+	url := startRedis(t)
+	w := &wire{do: dialRedis(t, url)}
+	key := newKey(t, url)
+	synctest.Test(t, func(t *testing.T) {
+		c := newCounter("host:1", key, w.server(t))
+		c.note(errors.New("down"))
+		for range 5 {
+			c.next()
+		}
+		go c.sync()
+		synctest.Wait()
+		w.deliver(0, false) // the total
+		if r := c.ask(); !r.told || r.n != 6 || r.err == nil {
+			t.Errorf("before Redis was told: got %+v, want 6 and an error", *r)
+		}
+		w.deliverAll()
+		go c.sync()
+		w.deliverAll()
+		r := c.ask()
+		w.deliverAll()
+		if r.n != 7 || r.total != 7 || r.err != nil {
+			t.Errorf("got %+v, want 7 and 7", *r)
+		}
+		closeAll(c)
+	})
+}
+
 // An instance does not end before the requests that it has begun.
 func TestEndWaitsForRequests(t *testing.T) {
 	t.Parallel()

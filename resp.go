@@ -187,8 +187,8 @@ const errBehind = redisError("BEHIND the total is lower than its client knows")
 // answers the total.
 //
 // ARGV begins with the total that the sender knows, or with nothing. Where Redis has less, the
-// script does nothing and answers errBehind. Then, for each entry: its id, the count, and the
-// total reached where that is known from before.
+// script does nothing and answers errBehind. Each entry then has three arguments: its id, its
+// count, and the total that it reached. That is empty for new requests: the script finds it.
 //
 // INCRBY by 0 comes first, and HSET before the other INCRBY: where one of them is refused, as
 // all are by a replica, nothing is counted. Numbers are written with %d, exact here to 2^53, as
@@ -232,7 +232,7 @@ type conn struct {
 	server              *redisServer
 	totalKey, ledgerKey string
 	id                  string // of its entry in the ledger
-	once                bool   // Redis is down: one attempt over a fresh TCP connection is enough
+	oneTry              bool   // Redis is down: one attempt over a fresh TCP connection is enough
 
 	addr       string   // that nc was dialed at
 	nc         net.Conn // nil while there is none
@@ -308,7 +308,7 @@ func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 			c.close()
 		}
 		kept := c.nc != nil
-		last := c.once || !time.Now().Before(end)
+		last := c.oneTry || !time.Now().Before(end)
 		deadline := time.Now().Add(c.server.timeout / 2)
 		got, err = c.attempt(c.server.addr, deadline, kind, args...)
 		if isCode(err, "MOVED") {

@@ -334,7 +334,7 @@ func TestCauses(t *testing.T) {
 				}
 				c := newConn(fakeRedis(s.answer).server(t, url), "k", "host:1/X/1")
 				defer c.close()
-				c.once = true
+				c.oneTry = true
 				if _, err := c.raise(0, 1); err == nil || !strings.HasSuffix(err.Error(), tt.want) {
 					t.Errorf("got %v, want %s", err, tt.want)
 				}
@@ -386,7 +386,7 @@ func TestTry(t *testing.T) {
 				if tt.kept {
 					c.raise(0, 1)
 				}
-				s.dials, s.answers, s.gotDials, c.once = tt.dials, tt.answers, nil, tt.once
+				s.dials, s.answers, s.gotDials, c.oneTry = tt.dials, tt.answers, nil, tt.once
 				began := time.Now()
 				n, err := c.raise(1, 2)
 				if took := time.Since(began); took != tt.took || len(s.gotDials) != tt.dialed || (err != nil) != tt.fails || err == nil && n != 7 {
@@ -535,7 +535,7 @@ func TestTLS(t *testing.T) {
 	s := mustParse(t, "rediss://"+m.Addr(), 10*time.Second)
 	c := newConn(s, "k", "host:1/X/1")
 	defer c.close()
-	c.once = true
+	c.oneTry = true
 	var unknown x509.UnknownAuthorityError
 	if _, err := c.raise(0, 1); !errors.As(err, &unknown) {
 		t.Errorf("a certificate that the system does not trust: got %v", err)
@@ -559,7 +559,7 @@ func TestAuthAndSelect(t *testing.T) {
 		{"redis://" + m.Addr(), "NOAUTH"},
 	} {
 		c := newConn(mustParse(t, tt.url, 5*time.Second), "k", tt.url)
-		c.once = true
+		c.oneTry = true
 		_, err := c.raise(0, 1)
 		c.close()
 		if (err == nil) != (tt.err == "") || err != nil &&
