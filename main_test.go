@@ -1354,6 +1354,8 @@ func TestCountedWhileDown(t *testing.T) {
 	key := newKey(t, url)
 	synctest.Test(t, func(t *testing.T) {
 		c := newCounter("host:1", key, w.server(t))
+		go c.sync() // Redis knows the script then
+		w.deliverAll()
 		c.note(errors.New("down"))
 		for range 5 {
 			c.next()
