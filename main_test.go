@@ -112,7 +112,12 @@ func readRaw(r *bufio.Reader) (string, error) {
 // redisTotal returns the total at key.
 func redisTotal(t *testing.T, url, key string) int64 {
 	t.Helper()
-	n, err := readReply(replyReader(dialRedis(t, url)([]string{"INCRBY", key, "0"})), ':')
+	return totalOf(t, dialRedis(t, url), key)
+}
+
+func totalOf(t *testing.T, do func(cmd []string) string, key string) int64 {
+	t.Helper()
+	n, err := readReply(replyReader(do([]string{"INCRBY", key, "0"})), ':')
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1102,6 +1107,12 @@ type packet struct {
 	answer chan string
 }
 
+// newWire returns a wire to a Redis, and a key there. It is called outside of bubbles.
+func newWire(t *testing.T) (*wire, string) {
+	url := startRedis(t)
+	return &wire{do: dialRedis(t, url)}, newKey(t, url)
+}
+
 func (w *wire) server(t *testing.T) *redisServer {
 	return fakeRedis(func(cmd []string) string {
 		w.mu.Lock()
@@ -1235,8 +1246,8 @@ func TestLostReply(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			url := startRedis(t)
-			cl := cluster{wire: &wire{do: dialRedis(t, url)}, key: newKey(t, url)}
+			var cl cluster
+			cl.wire, cl.key = newWire(t)
 			synctest.Test(t, func(t *testing.T) {
 				var counters []*counter
 				for i := range 3 {
@@ -1281,13 +1292,10 @@ func TestLossDuringSync(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			url := startRedis(t)
-			key := newKey(t, url)
-			do := dialRedis(t, url)
+			w, key := newWire(t)
 			synctest.Test(t, func(t *testing.T) {
-				w := &wire{do: do}
 				one := newCounter("host:1", key, w.server(t))
-				two := newCounter("host:2", key, (&network{do: do}).server(t, "redis://fake"))
+				two := newCounter("host:2", key, (&network{do: w.do}).server(t, "redis://fake"))
 				two.next()
 				one.ask()
 				w.deliverAll()
@@ -1300,7 +1308,7 @@ func TestLossDuringSync(t *testing.T) {
 				for range tt.read {
 					w.deliver(0, false)
 				}
-				do(forget(key))
+				w.do(forget(key))
 				if tt.restored {
 					if w.waiting() > 0 && tt.read == 0 {
 						w.deliver(0, false)
@@ -1326,9 +1334,7 @@ func TestLossDuringSync(t *testing.T) {
 // A sync that is slow does not take back what has been told meanwhile.
 func TestTotalIsTheLatest(t *testing.T) {
 	t.Parallel()
-	url := startRedis(t)
-	w := &wire{do: dialRedis(t, url)}
-	key := newKey(t, url)
+	w, key := newWire(t)
 	synctest.Test(t, func(t *testing.T) {
 		c := newCounter("host:1", key, w.server(t))
 		c.ask()
@@ -1349,9 +1355,7 @@ func TestTotalIsTheLatest(t *testing.T) {
 // What was counted while Redis was down is told before any other number.
 func TestCountedWhileDown(t *testing.T) {
 	t.Parallel()
-	url := startRedis(t)
-	w := &wire{do: dialRedis(t, url)}
-	key := newKey(t, url)
+	w, key := newWire(t)
 	synctest.Test(t, func(t *testing.T) {
 		c := newCounter("host:1", key, w.server(t))
 		go c.sync() // Redis knows the script then
@@ -1381,11 +1385,8 @@ func TestCountedWhileDown(t *testing.T) {
 // An instance does not end before the requests that it has begun.
 func TestEndWaitsForRequests(t *testing.T) {
 	t.Parallel()
-	url := startRedis(t)
-	key := newKey(t, url)
-	do := dialRedis(t, url)
+	w, key := newWire(t)
 	synctest.Test(t, func(t *testing.T) {
-		w := &wire{do: do}
 		c := newCounter("host:1", key, w.server(t))
 		c.ask()
 		w.deliverAll()
@@ -1520,13 +1521,7 @@ func (s *schedule) ledger() (list []string, counts map[string]int64) {
 	return got.list, counts
 }
 
-func (s *schedule) total() int64 {
-	got, err := readReply(replyReader(s.do([]string{"INCRBY", s.key, "0"})), ':')
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return got.n
-}
+func (s *schedule) total() int64 { return totalOf(s.t, s.do, s.key) }
 
 func sum(counts map[string]int64) (n int64) {
 	for _, count := range counts {
