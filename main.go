@@ -163,10 +163,9 @@ func run(ctx context.Context, cfg config) error {
 		"version", version, "go", runtime.Version())
 
 	counter := newCounter(instance, cfg.key, cfg.redis)
-	var syncs sync.WaitGroup
 	syncCtx, stopSyncs := context.WithCancel(context.Background())
 	defer stopSyncs()
-	syncs.Go(func() { counter.run(syncCtx) })
+	go counter.run(syncCtx)
 	h := &handler{counter: counter, instance: instance}
 	server := newServer(h.routes(), cfg.redisTimeout)
 	failed := make(chan error, 1)
@@ -186,8 +185,6 @@ func run(ctx context.Context, cfg config) error {
 		slog.Warn("some requests took too long to be answered", "cause", err)
 		server.Close()
 	}
-	stopSyncs()
-	syncs.Wait()
 	counter.end(drain)
 	slog.Info("stop", "handled", counter.status().n)
 	return nil
@@ -317,18 +314,17 @@ func healthcheck(_ context.Context, cfg config) error {
 // Each instance keeps a copy of the ledger and syncs it every second. It puts back what it
 // knows and Redis has lost.
 type counter struct {
-	id     string       // host:port/RANDOM; its entry counts requests while Redis is down
-	redis  *redisServer // nil for a cluster of one
-	pool   chan *conn   // connections used before; whoever takes one out owns it until it is back
-	spare  chan *conn   // connections not needed so far
-	syncer *conn        // the connection for syncs, used only by the one under way
+	id      string        // host:port/RANDOM; its entry counts requests while Redis is down
+	redis   *redisServer  // nil for a cluster of one
+	pool    chan *conn    // connections used before; whoever takes one out owns it until it is back
+	spare   chan *conn    // connections not needed so far
+	syncing chan struct{} // has room for one, the one who syncs
 
 	mu      sync.Mutex       // guards the rest
 	n       int64            // requests counted
 	pending *batch           // takes the requests that arrive now
 	ledger  map[string]entry // by id; entries only rise: by next, by send after its command, by sync
 	told    time.Time        // when Redis may last have been told anything new
-	over    chan struct{}    // closed when the sync under way is over; nil while there is none
 	synced  bool             // a sync has succeeded
 	total   int64            // of the cluster, as last seen
 	down    error            // why the last script has failed, after all attempts; nil if it has not
@@ -356,7 +352,7 @@ func newCounter(instance, key string, redis *redisServer) *counter {
 		redis:   redis,
 		pool:    make(chan *conn, connections),
 		spare:   make(chan *conn, connections),
-		syncer:  newConn(redis, key, id),
+		syncing: make(chan struct{}, 1),
 		ledger:  map[string]entry{},
 		pending: newBatch(),
 	}
@@ -434,9 +430,22 @@ func (c *counter) take() *conn {
 // Where Redis has lost data a sync comes first, and another one where that was not enough.
 func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
 	total, err = conn.raise(c.status().total, count)
-	for syncs := 0; errors.Is(err, errBehind) && syncs < maxSyncs; syncs++ {
-		if err = c.sync(); err == nil {
-			total, err = conn.raise(c.status().total, count)
+	if !errors.Is(err, errBehind) {
+		return total, err
+	}
+	c.syncing <- struct{}{}
+	defer func() { <-c.syncing }()
+	for range maxSyncs {
+		s := c.status()
+		if s.down != nil {
+			return 0, s.down
+		}
+		total, err = conn.raise(s.total, count) // the sync of another one may have been enough
+		if !errors.Is(err, errBehind) {
+			break
+		}
+		if err = c.sync(conn); err != nil {
+			break
 		}
 	}
 	return total, err
@@ -456,6 +465,7 @@ func (c *counter) note(err error) {
 			"after", time.Since(c.since).Round(time.Millisecond))
 	}
 	c.down = err
+	c.redis.down.Store(err != nil)
 	if err != nil { // the failed command may still have reached Redis, as late as now
 		c.told = time.Now()
 	}
@@ -466,15 +476,18 @@ func (c *counter) run(ctx context.Context) {
 	if c.redis == nil {
 		return
 	}
-	for next := time.Now(); ; {
+	for next := time.Now(); ctx.Err() == nil; {
 		if c.status().down != nil || !time.Now().Before(next) {
-			c.sync()
+			conn := c.take()
+			c.syncing <- struct{}{}
+			c.sync(conn)
+			<-c.syncing
+			c.pool <- conn
 			next = time.Now().Add(c.interval())
 		}
 		select {
 		case <-time.After(min(retryInterval, time.Until(next))): // Redis may have gone down
 		case <-ctx.Done():
-			return
 		}
 	}
 }
@@ -484,42 +497,20 @@ func (c *counter) interval() time.Duration {
 	return min(syncInterval+time.Duration(c.status().entries)*entryInterval, maxInterval)
 }
 
-// sync syncs the ledger or, where a sync is under way, waits for that one.
-func (c *counter) sync() error {
-	c.mu.Lock()
-	over := c.over
-	if over == nil {
-		c.over = make(chan struct{})
-	}
-	c.mu.Unlock()
-	if over != nil {
-		<-over
-		return c.status().down
-	}
-	err := c.syncLedger()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	close(c.over)
-	c.over = nil
-	return err
-}
-
-// syncLedger brings the ledger here and that in Redis to the higher count of each entry.
-func (c *counter) syncLedger() error {
-	c.mu.Lock()
-	ours := maps.Clone(c.ledger) // before Redis is asked: what is counted meanwhile is no loss
-	known := c.total
-	c.syncer.oneTry = c.down != nil
-	c.mu.Unlock()
-
+// sync brings the ledger here and that in Redis to the higher count of each entry.
+func (c *counter) sync(conn *conn) error {
+	known := c.status().total
 	// The total is read before the entries. If Redis loses data in between, entries are lacking,
 	// and this total is not used.
-	total, err := c.syncer.total()
+	total, err := conn.total()
 	if err != nil {
 		c.note(err)
 		return err
 	}
-	theirs, err := c.syncer.entries()
+	c.mu.Lock()
+	ours := maps.Clone(c.ledger) // before the entries are read: what is counted later is no loss
+	c.mu.Unlock()
+	theirs, err := conn.entries()
 	lacking, requests := map[string]entry{}, int64(0)
 	if err == nil {
 		for id, e := range ours {
@@ -528,19 +519,14 @@ func (c *counter) syncLedger() error {
 				requests += more
 			}
 		}
-		err = c.syncer.restore(lacking)
-	}
-	// Redis has all that is known here, but its total was low. Others may have put something back
-	// since. If it is still low, this instance accepts it.
-	if err == nil && len(lacking) == 0 && total < known {
-		total, err = c.syncer.total()
+		err = conn.restore(lacking)
 	}
 	c.note(nil) // the script works, whatever came of the ledger
 	maps.DeleteFunc(theirs, func(id string, e entry) bool { return e.count <= ours[id].count })
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(lacking) > 0 {
+	if err != nil || len(lacking) > 0 {
 		c.told = time.Now()
 	}
 	if err != nil {
@@ -564,26 +550,24 @@ func (c *counter) syncLedger() error {
 
 // end tells Redis all that is known here, and gives each other instance the time to read it:
 // if Redis forgets it before, nobody knows it any more. While Redis is away it tries until
-// ctx is done. counter.run must have returned before.
+// ctx is done. It keeps all connections.
 func (c *counter) end(ctx context.Context) {
 	if c.redis == nil {
 		return
 	}
-	for range cap(c.pool) {
-		c.take().close() // all, for good: from now on no batch is under way
+	conn := c.take()
+	defer conn.close()
+	for range cap(c.pool) - 1 {
+		c.take().close() // for good: from now on no batch is under way, and no other sync
 	}
 	for logged := false; c.status().entries > 0; logged = true {
-		wait, reason := retryInterval, "waiting for Redis, to tell it what was counted here"
-		err := c.sync()
-		if err == nil {
-			wait = time.Until(c.status().told.Add(c.interval() * 3 / 2))
-			reason = "waiting until the other instances know what was counted here"
-		}
+		err := c.sync(conn)
+		wait := time.Until(c.status().told.Add(c.interval() * 3 / 2))
 		if wait <= 0 {
 			return
 		}
 		if !logged {
-			slog.Info(reason)
+			slog.Info("waiting until the other instances know what was counted here")
 		}
 		select {
 		case <-time.After(min(wait, retryInterval)): // Redis may lose its data meanwhile

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -20,7 +19,6 @@ import (
 )
 
 const (
-	maxLine     = 4 << 10                // longest reply line accepted, in bytes
 	maxString   = 1 << 20                // longest string: that of an entry stays below 1 KiB
 	dialTimeout = time.Second            // to connect: a host that has gone is silent
 	minPause    = 10 * time.Millisecond  // between two attempts of a command; doubles with each
@@ -31,15 +29,11 @@ const (
 // appendCommand appends a command as RESP has it: an array of bulk strings,
 // https://redis.io/docs/latest/develop/reference/protocol-spec/#arrays.
 func appendCommand(b []byte, args ...string) []byte {
-	b = append(b, '*')
-	b = strconv.AppendInt(b, int64(len(args)), 10)
+	b = fmt.Appendf(b, "*%d\r\n", len(args))
 	for _, arg := range args {
-		b = append(b, "\r\n$"...)
-		b = strconv.AppendInt(b, int64(len(arg)), 10)
-		b = append(b, "\r\n"...)
-		b = append(b, arg...)
+		b = fmt.Appendf(b, "$%d\r\n%s\r\n", len(arg), arg)
 	}
-	return append(b, "\r\n"...)
+	return b
 }
 
 // A redisError is an error reply without its leading '-'; its first word is a code,
@@ -65,9 +59,6 @@ type reply struct {
 // Other errors quote no text: something that echoes AUTH would tell the password.
 func readReply(r *bufio.Reader, kind byte) (got reply, err error) {
 	line, err := r.ReadSlice('\n')
-	if errors.Is(err, bufio.ErrBufferFull) {
-		return got, fmt.Errorf("reply line longer than %d bytes", r.Size())
-	}
 	if err != nil {
 		return got, err
 	}
@@ -115,6 +106,7 @@ type redisServer struct {
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	generation atomic.Int64 // grows when a connection fails; those of an earlier one are redialed
+	down       atomic.Bool  // one attempt over a fresh TCP connection is enough
 }
 
 // dialAlone dials as net.Dialer does, with a lookup of its own. Lookups that
@@ -232,7 +224,6 @@ type conn struct {
 	server              *redisServer
 	totalKey, ledgerKey string
 	id                  string // of its entry in the ledger
-	oneTry              bool   // Redis is down: one attempt over a fresh TCP connection is enough
 
 	addr       string   // that nc was dialed at
 	nc         net.Conn // nil while there is none
@@ -308,7 +299,7 @@ func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 			c.close()
 		}
 		kept := c.nc != nil
-		last := c.oneTry || !time.Now().Before(end)
+		last := c.server.down.Load() || !time.Now().Before(end)
 		deadline := time.Now().Add(c.server.timeout / 2)
 		got, err = c.attempt(c.server.addr, deadline, kind, args...)
 		if isCode(err, "MOVED") {
@@ -370,26 +361,19 @@ func (c *conn) dial(addr string, deadline time.Time) error {
 		return err
 	}
 	if c.server.tls != nil {
-		nc = tls.Client(nc, c.server.tlsConfig(addr))
+		cfg := c.server.tls.Clone() // has the name that the certificate must be for: REDIS_URL's,
+		if host, _, _ := net.SplitHostPort(addr); net.ParseIP(host) == nil {
+			cfg.ServerName = host // unless MOVED led to another name
+		}
+		nc = tls.Client(nc, cfg)
 	}
-	c.nc, c.r = nc, bufio.NewReaderSize(nc, maxLine)
+	c.nc, c.r = nc, bufio.NewReader(nc)
 	for _, args := range c.server.greet {
 		if _, err := c.attempt(addr, deadline, '+', args...); err != nil {
 			return fmt.Errorf("%s: %w", args[0], err)
 		}
 	}
 	return nil
-}
-
-// tlsConfig returns the configuration for a dial of addr. The certificate must
-// name addr's host or, where MOVED pointed to a bare IP address, the server's.
-func (s *redisServer) tlsConfig(addr string) *tls.Config {
-	cfg := s.tls.Clone()
-	host, _, _ := net.SplitHostPort(addr)
-	if _, err := netip.ParseAddr(host); err != nil {
-		cfg.ServerName = host
-	}
-	return cfg
 }
 
 // close closes the TCP connection, if there is one.
