@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	crand "crypto/rand"
 	"errors"
@@ -14,7 +15,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
-	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -43,15 +43,6 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// startRedis returns the URL of a Redis: a miniredis of the test's own, or the
-// server at REDIS_URL, which all tests then share under keys of their own.
-func startRedis(t *testing.T) string {
-	if realRedis != "" {
-		return realRedis
-	}
-	return "redis://" + miniredis.RunT(t).Addr()
-}
-
 func mustParse(t *testing.T, url string, timeout time.Duration) *redisServer {
 	t.Helper()
 	s, err := parseRedisURL(url, timeout)
@@ -61,78 +52,147 @@ func mustParse(t *testing.T, url string, timeout time.Duration) *redisServer {
 	return s
 }
 
-// dialRedis returns a function that has the Redis at url carry out a command, and returns the
-// reply as it is.
-func dialRedis(t *testing.T, url string) func(cmd []string) string {
-	c := newConn(mustParse(t, url, 5*time.Second), "", "")
+// A network is the way to a Redis, with faults.
+type network struct {
+	url string                    // of that Redis
+	key string                    // that no other test uses
+	do  func(cmd []string) string // has Redis carry a command out and returns the reply as it is
+
+	mu    sync.Mutex
+	fault string    // what comes of each command and dial: a reply, or one of those below
+	held  []*packet // on their way
+}
+
+// What may come of a command, beside silent and closed.
+const (
+	carried = "carried" // Redis carries it out
+	lost    = "lost"    // Redis carries it out, and then the connection is closed
+	held    = "held"    // the test carries it
+)
+
+// A packet is a command on its way.
+type packet struct {
+	cmd    []string
+	answer chan string
+}
+
+// newNetwork returns the way to a miniredis of the test's own, or to the server at REDIS_URL. It
+// is called outside of bubbles.
+func newNetwork(t *testing.T) *network {
+	n := &network{url: realRedis, key: "test:" + crand.Text(), fault: carried}
+	if n.url == "" {
+		n.url = "redis://" + miniredis.RunT(t).Addr()
+	}
+	var reply bytes.Buffer
+	c := newConn(mustParse(t, n.url, 5*time.Second), "", "")
 	if err := c.dial(c.server.addr, time.Now().Add(5*time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.close)
-	c.nc.SetDeadline(time.Time{})
-	var mu sync.Mutex
-	return func(cmd []string) string {
-		mu.Lock()
-		defer mu.Unlock()
-		if _, err := c.nc.Write(appendCommand(nil, cmd...)); err != nil {
-			return closed
+	c.r = bufio.NewReader(io.TeeReader(c.nc, &reply))
+	n.do = func(cmd []string) string {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		reply.Reset()
+		c.nc.Write(appendCommand(nil, cmd...))
+		if kind, err := c.r.Peek(1); err == nil {
+			readReply(c.r, kind[0])
 		}
-		reply, err := readRaw(c.r)
-		if err != nil {
-			return closed
-		}
-		return reply
+		return reply.String()
+	}
+	t.Cleanup(func() {
+		n.forget()
+		c.close()
+	})
+	return n
+}
+
+// server returns how to reach it.
+func (n *network) server(t *testing.T) *redisServer {
+	return fakeRedis(n.answer).server(t, "redis://fake")
+}
+
+func (n *network) answer(cmd []string) string {
+	n.mu.Lock()
+	fault := n.fault
+	dial := cmd[0] == "DIAL" || cmd[0] == "AUTH"
+	p := &packet{cmd, make(chan string)}
+	if fault == held && !dial {
+		n.held = append(n.held, p)
+	}
+	n.mu.Unlock()
+	switch {
+	case fault != carried && fault != lost && fault != held:
+		return fault
+	case dial:
+		return "+OK\r\n"
+	case fault == held:
+		return <-p.answer
+	}
+	answer := n.do(cmd)
+	if fault == lost {
+		return closed
+	}
+	return answer
+}
+
+func (n *network) set(fault string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.fault = fault
+}
+
+// forget makes Redis forget what it knows, as a restart would.
+func (n *network) forget() { n.do([]string{"DEL", n.key, "{" + n.key + "}:ledger"}) }
+
+// total returns the total that Redis has.
+func (n *network) total() int64 {
+	total, _ := readReply(replyReader(n.do([]string{"INCRBY", n.key, "0"})), ':')
+	return total.n
+}
+
+// waiting returns how many packets are on their way.
+func (n *network) waiting() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.held)
+}
+
+// take takes packet i from the way.
+func (n *network) take(i int) *packet {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p := n.held[i]
+	n.held = slices.Delete(n.held, i, i+1)
+	return p
+}
+
+// deliver has Redis carry out packet i, whose reply comes or is lost with the connection.
+func (n *network) deliver(i int, lost bool) {
+	p := n.take(i)
+	answer := n.do(p.cmd)
+	if lost {
+		answer = closed
+	}
+	p.answer <- answer
+	synctest.Wait()
+}
+
+// deliverAll delivers all packets, and those that follow.
+func (n *network) deliverAll() {
+	for synctest.Wait(); n.waiting() > 0; {
+		n.deliver(0, false)
 	}
 }
 
-// readRaw reads a whole reply as it is.
-func readRaw(r *bufio.Reader) (string, error) {
-	line, err := r.ReadString('\n')
-	if err != nil {
-		return "", err
+// cut loses all packets, also those to come, and returns their commands.
+func (n *network) cut() (lost [][]string) {
+	n.set(closed)
+	for synctest.Wait(); n.waiting() > 0; synctest.Wait() {
+		p := n.take(0)
+		lost = append(lost, p.cmd)
+		p.answer <- closed
 	}
-	n, _ := strconv.Atoi(strings.TrimSpace(line[1:]))
-	switch line[0] {
-	case '$':
-		if n >= 0 {
-			rest := make([]byte, n+2)
-			_, err = io.ReadFull(r, rest)
-			line += string(rest)
-		}
-	case '*':
-		for ; n > 0 && err == nil; n-- {
-			var part string
-			part, err = readRaw(r)
-			line += part
-		}
-	}
-	return line, err
-}
-
-// redisTotal returns the total at key.
-func redisTotal(t *testing.T, url, key string) int64 {
-	t.Helper()
-	return totalOf(t, dialRedis(t, url), key)
-}
-
-func totalOf(t *testing.T, do func(cmd []string) string, key string) int64 {
-	t.Helper()
-	n, err := readReply(replyReader(do([]string{"INCRBY", key, "0"})), ':')
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n.n
-}
-
-// forget makes Redis forget what it knows of key, as a restart would.
-func forget(key string) []string { return []string{"DEL", key, "{" + key + "}:ledger"} }
-
-// newKey returns a key that no other test uses, deleted at the end.
-func newKey(t *testing.T, url string) string {
-	key := "test:" + crand.Text()
-	do := dialRedis(t, url)
-	t.Cleanup(func() { do(forget(key)) })
-	return key
+	return lost
 }
 
 // start runs c until the end of the test.
@@ -147,12 +207,14 @@ func start(t *testing.T, c *counter) {
 	})
 }
 
-// closeAll closes the TCP connections of c, none of which may be in use.
-func closeAll(c *counter) {
-	for range len(c.pool) {
-		conn := <-c.pool
-		conn.close()
-		c.pool <- conn
+// closeAll closes the TCP connections of counters, none of which may be in use.
+func closeAll(counters ...*counter) {
+	for _, c := range counters {
+		for range len(c.pool) {
+			conn := <-c.pool
+			conn.close()
+			c.pool <- conn
+		}
 	}
 }
 
@@ -163,11 +225,27 @@ func (c *counter) syncOnce() error {
 	return c.sync(conn)
 }
 
+// A request is what a call of next was told, once it was.
+type request struct {
+	n, total int64
+	err      error
+	told     bool
+}
+
+// ask sends a request; its command is held by the network then.
+func (c *counter) ask() *request {
+	r := &request{}
+	go func() {
+		r.n, r.total, r.err = c.next()
+		r.told = true
+	}()
+	synctest.Wait()
+	return r
+}
+
 // newInstance returns an instance in this process, and its handler.
 func newInstance(t *testing.T, instance, key string, redis *redisServer) (*httptest.Server, *handler) {
-	c := newCounter(instance, key, redis)
-	start(t, c)
-	h := &handler{counter: c, instance: instance}
+	h := &handler{counter: newCounter(instance, key, redis), instance: instance}
 	s := httptest.NewServer(h.routes())
 	t.Cleanup(s.Close)
 	return s, h
@@ -231,140 +309,91 @@ func (p *process) wait() (int, string) {
 	return p.ProcessState.ExitCode(), p.log.String()
 }
 
-func get(t *testing.T, method, url string) (*http.Response, string) {
-	t.Helper()
+func get(method, url string) (*http.Response, string, error) {
 	req, err := http.NewRequest(method, url, nil)
 	if err != nil {
-		t.Fatal(err)
+		return nil, "", err
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		t.Fatal(err)
+		return nil, "", err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp, string(body)
-}
-
-// An answer is what a request to / was told.
-type answer struct {
-	status   int
-	instance string
-	n        int64 // to this instance
-	total    int64 // to the cluster; 0 with a 503
-}
-
-// ask sends a request and reads its answer, which must have the promised form.
-func ask(url string) (a answer, err error) {
-	resp, err := http.Get(url)
-	if err != nil {
-		return a, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil { // not to be taken for a connection that was refused
-		return a, fmt.Errorf("%s: answer cut off: %v", resp.Status, err)
-	}
-	a.status = resp.StatusCode
-	form, parts := countedText, []any{&a.instance, &a.n, &a.total}
-	if a.status == http.StatusServiceUnavailable {
-		form, parts = uncountedText, parts[:2]
-	}
-	// %s reads up to a space, so the full stop behind it comes along.
-	_, err = fmt.Sscanf(string(body), strings.Replace(form, "%s.", "%s", 1), parts...)
-	a.instance = strings.TrimSuffix(a.instance, ".")
-	if err != nil {
-		return a, fmt.Errorf("%s: not the promised answer: %q", resp.Status, body)
-	}
-	return a, nil
+	return resp, string(body), err
 }
 
 // oneTo fails the test unless numbers holds 1 … k, each once.
-func oneTo(t *testing.T, what string, numbers []int64) {
+func oneTo(t *testing.T, numbers []int64) {
 	t.Helper()
 	slices.Sort(numbers)
 	for i, n := range numbers {
 		if n != int64(i+1) {
-			t.Fatalf("%s's numbers are not 1 … %d: number %d in order is %d", what, len(numbers), i+1, n)
+			t.Fatalf("the numbers are not 1 … %d: number %d in order is %d", len(numbers), i+1, n)
 		}
 	}
 }
 
 func TestTwoInstancesOneRedis(t *testing.T) {
 	t.Parallel()
-	url := startRedis(t)
-	key := newKey(t, url)
-	one, _ := newInstance(t, "host1:8083", key, mustParse(t, url, 5*time.Second))
-	two, _ := newInstance(t, "host2:8083", key, mustParse(t, url, 5*time.Second))
+	n := newNetwork(t)
+	one, _ := newInstance(t, "host1:8083", n.key, mustParse(t, n.url, 5*time.Second))
+	two, _ := newInstance(t, "host2:8083", n.key, mustParse(t, n.url, 5*time.Second))
 	for _, step := range []struct{ url, want string }{
 		{two.URL, "You are talking to instance host2:8083.\nThis is request 1 to this instance and request 1 to the cluster.\n"},
 		{one.URL, "You are talking to instance host1:8083.\nThis is request 1 to this instance and request 2 to the cluster.\n"},
 		{two.URL, "You are talking to instance host2:8083.\nThis is request 2 to this instance and request 3 to the cluster.\n"},
 	} {
-		if _, body := get(t, "GET", step.url); body != step.want {
-			t.Errorf("got %q, want %q", body, step.want)
+		if _, body, err := get("GET", step.url); body != step.want {
+			t.Errorf("got %q, %v; want %q", body, err, step.want)
 		}
 	}
-}
-
-// refusing is a Redis that is not there.
-func refusing(t *testing.T) *redisServer {
-	s := fakeRedis(func([]string) string { return closed }).server(t, "redis://fake")
-	s.timeout = 10 * time.Millisecond
-	return s
 }
 
 // Every row of the README's table of paths.
 func TestPaths(t *testing.T) {
 	t.Parallel()
 	const first, plain = "You are talking to instance host:1.\n", "text/plain; charset=utf-8"
-	alone := func(t *testing.T) (*httptest.Server, *handler) { return newInstance(t, "host:1", "k", nil) }
-	cutOff := func(t *testing.T) (*httptest.Server, *handler) {
-		h := &handler{counter: newCounter("host:1", "k", refusing(t)), instance: "host:1"}
-		s := httptest.NewServer(h.routes())
-		t.Cleanup(s.Close)
-		return s, h
-	}
-	stopping := func(t *testing.T) (*httptest.Server, *handler) {
-		s, h := alone(t)
-		h.stopping.Store(true)
-		return s, h
-	}
+	const alone, cutOff, stopping = "alone", "cut off from Redis", "stopping"
 	for _, tt := range []struct {
-		name, request string
-		server        func(*testing.T) (*httptest.Server, *handler)
-		status        int
-		header        map[string]string
-		body          string // with a trailing … it is only the beginning
-		counted       int64
+		request, state string
+		status         int
+		header         map[string]string
+		body           string // with a trailing … it is only the beginning
+		counted        int64
 	}{
-		{"counted", "GET /", alone, 200, map[string]string{"Content-Type": plain, "Cache-Control": "no-store", "Content-Length": "101"},
+		{"GET /", alone, 200, map[string]string{"Content-Type": plain, "Cache-Control": "no-store", "Content-Length": "101"},
 			first + "This is request 1 to this instance and request 1 to the cluster.\n", 1},
-		{"counted with a query", "GET /?a=b", alone, 200, nil, first + "This is request 1 to this instance and request 1 to the cluster.\n", 1},
-		{"HEAD", "HEAD /", alone, 200, map[string]string{"Content-Type": plain, "Cache-Control": "no-store", "Content-Length": "101"}, "", 1},
-		{"no Redis", "GET /", cutOff, 503, map[string]string{"Content-Type": plain, "Cache-Control": "no-store", "Content-Length": "106", "Retry-After": "1"},
+		{"GET /?a=b", alone, 200, nil, first + "…", 1},
+		{"HEAD /", alone, 200, map[string]string{"Content-Type": plain, "Cache-Control": "no-store", "Content-Length": "101"}, "", 1},
+		{"GET /", cutOff, 503, map[string]string{"Content-Type": plain, "Cache-Control": "no-store", "Content-Length": "106", "Retry-After": "1"},
 			first + "This is request 1 to this instance; the cluster count is unavailable.\n", 1},
-		{"HEAD without Redis", "HEAD /", cutOff, 503, map[string]string{"Retry-After": "1"}, "", 1},
-		{"POST", "POST /", alone, 405, map[string]string{"Allow": "GET, HEAD"}, "…", 0},
-		{"DELETE", "DELETE /", alone, 405, map[string]string{"Allow": "GET, HEAD"}, "…", 0},
-		{"POST elsewhere", "POST /healthz", alone, 405, map[string]string{"Allow": "GET, HEAD"}, "…", 0},
-		{"favicon", "GET /favicon.ico", alone, 404, nil, "…", 0},
-		{"healthz", "GET /healthz", cutOff, 200, nil, "ok\n", 0},
-		{"healthz while stopping", "GET /healthz", stopping, 200, nil, "ok\n", 0},
-		{"readyz", "GET /readyz", alone, 200, nil, "ready\n", 0},
-		{"readyz before Redis", "GET /readyz", cutOff, 503, nil, "not ready: no answer from Redis yet\n", 0},
-		{"readyz while stopping", "GET /readyz", stopping, 503, nil, "not ready: stopping\n", 0},
-		{"counted while stopping", "GET /", stopping, 200, map[string]string{"Connection": "close"}, first + "…", 1},
-		{"metrics", "GET /metrics", alone, 200, map[string]string{"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}, "# HELP requestcount_instance_requests_total …", 0},
+		{"HEAD /", cutOff, 503, map[string]string{"Retry-After": "1"}, "", 1},
+		{"GET /", stopping, 200, map[string]string{"Connection": "close"}, first + "…", 1},
+		{"POST /", alone, 405, map[string]string{"Allow": "GET, HEAD"}, "…", 0},
+		{"POST /healthz", alone, 405, map[string]string{"Allow": "GET, HEAD"}, "…", 0},
+		{"GET /favicon.ico", alone, 404, nil, "…", 0},
+		{"GET /healthz", cutOff, 200, nil, "ok\n", 0},
+		{"GET /healthz", stopping, 200, nil, "ok\n", 0},
+		{"GET /readyz", alone, 200, nil, "ready\n", 0},
+		{"GET /readyz", cutOff, 503, nil, "not ready: no answer from Redis yet\n", 0},
+		{"GET /readyz", stopping, 503, nil, "not ready: stopping\n", 0},
+		{"GET /metrics", alone, 200, map[string]string{"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}, "# HELP requestcount_instance_requests_total …", 0},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
+		t.Run(tt.request+" "+tt.state, func(t *testing.T) {
 			t.Parallel()
-			s, h := tt.server(t)
+			var redis *redisServer
+			if tt.state == cutOff {
+				redis = fakeRedis(func([]string) string { return closed }).server(t, "redis://fake")
+				redis.timeout = 10 * time.Millisecond
+			}
+			s, h := newInstance(t, "host:1", "k", redis)
+			h.stopping.Store(tt.state == stopping)
 			method, path, _ := strings.Cut(tt.request, " ")
-			resp, body := get(t, method, s.URL+path)
+			resp, body, err := get(method, s.URL+path)
+			if err != nil {
+				t.Fatal(err)
+			}
 			want, begins := strings.CutSuffix(tt.body, "…")
 			if resp.StatusCode != tt.status || !begins && body != want || !strings.HasPrefix(body, want) {
 				t.Errorf("got %s %q, want %d %q", resp.Status, body, tt.status, tt.body)
@@ -388,11 +417,10 @@ func TestPaths(t *testing.T) {
 // An instance that has been ready stays so while Redis is down. Its metrics leave out what it
 // does not know.
 func TestRedisLostLater(t *testing.T) {
-	url := startRedis(t)
-	key := newKey(t, url)
-	n := &network{do: dialRedis(t, url)}
+	n := newNetwork(t)
+	metric := regexp.MustCompile(`(?m)^# HELP requestcount_(\S+) .*\n# TYPE requestcount_(\S+) .*\nrequestcount_(\S+) (\d+)$`)
 	synctest.Test(t, func(t *testing.T) {
-		h := &handler{counter: newCounter("host:1", key, n.server(t, "redis://fake")), instance: "host:1"}
+		h := &handler{counter: newCounter("host:1", n.key, n.server(t)), instance: "host:1"}
 		start(t, h.counter)
 		get := func(path string) (int, string) {
 			w := httptest.NewRecorder()
@@ -400,18 +428,15 @@ func TestRedisLostLater(t *testing.T) {
 			return w.Code, w.Body.String()
 		}
 		for _, step := range []struct {
-			name          string
-			fault         string
+			name, fault   string
 			status, ready int
 			metrics       string
 		}{
-			{"before Redis", closed, 503, 503, "requests_total 1, redis_up 0"},
-			{"Redis", "", 200, 200, "requests_total 2, cluster_requests 2, redis_up 1"},
-			{"Redis gone", closed, 503, 200, "requests_total 3, cluster_requests 2, redis_up 0"},
+			{"before Redis", closed, 503, 503, "instance_requests_total 1, redis_up 0, "},
+			{"Redis", carried, 200, 200, "instance_requests_total 2, cluster_requests 2, redis_up 1, "},
+			{"Redis gone", closed, 503, 200, "instance_requests_total 3, cluster_requests 2, redis_up 0, "},
 		} {
-			if n.fault.Store(nil); step.fault != "" {
-				n.fault.Store(&step.fault)
-			}
+			n.set(step.fault)
 			time.Sleep(3 * time.Second)
 			status, _ := get("/")
 			time.Sleep(time.Second)
@@ -420,16 +445,14 @@ func TestRedisLostLater(t *testing.T) {
 				t.Errorf("%s: got %d and %d, want %d and %d", step.name, status, ready, step.status, step.ready)
 			}
 			_, page := get("/metrics")
-			var got []string
-			for _, m := range regexp.MustCompile(`(?m)^requestcount_(?:instance_)?(\S+ \d+)$`).FindAllStringSubmatch(page, -1) {
-				got = append(got, m[1])
-				name, _, _ := strings.Cut(m[0], " ")
-				if !strings.Contains(page, "# HELP "+name+" ") || !strings.Contains(page, "# TYPE "+name+" ") {
-					t.Errorf("%s: no HELP and TYPE of %s in\n%s", step.name, name, page)
+			got := ""
+			for _, m := range metric.FindAllStringSubmatch(page, -1) {
+				if m[1] == m[2] && m[2] == m[3] {
+					got += m[3] + " " + m[4] + ", "
 				}
 			}
-			if got := strings.Join(got, ", "); got != step.metrics {
-				t.Errorf("%s: got the metrics %s, want %s", step.name, got, step.metrics)
+			if got != step.metrics {
+				t.Errorf("%s: got the metrics %s, want %s of\n%s", step.name, got, step.metrics, page)
 			}
 		}
 	})
@@ -544,49 +567,47 @@ func TestUsageAndVersion(t *testing.T) {
 
 func TestHealthcheck(t *testing.T) {
 	t.Parallel()
+	ready, notReady := startProcess(t), startProcess(t, "REDIS_URL=redis://127.0.0.1:1")
 	for _, tt := range []struct {
-		env    string
+		addr   string
 		status int
 		says   string
 	}{
-		{"", 0, ""},
-		{"REDIS_URL=redis://127.0.0.1:1", 1, "requestcount: not ready: "},
+		{ready.addr, 0, ""},
+		{notReady.addr, 1, "requestcount: not ready: "},
+		{"127.0.0.1:1", 1, "requestcount: dial tcp 127.0.0.1:1: "},
 	} {
-		p := startProcess(t, tt.env, "REDIS_TIMEOUT=100ms")
-		check := command(t, []string{"ADDR=" + p.addr}, "healthcheck")
+		check := command(t, []string{"ADDR=" + tt.addr}, "healthcheck")
 		out, _ := check.CombinedOutput()
 		if status := check.ProcessState.ExitCode(); status != tt.status || !strings.HasPrefix(string(out), tt.says) {
-			t.Errorf("%s: got status %d, %q; want %d, %q", tt.env, status, out, tt.status, tt.says)
+			t.Errorf("got status %d, %q; want %d, %q", status, out, tt.status, tt.says)
 		}
-	}
-	none := command(t, []string{"ADDR=127.0.0.1:1"}, "healthcheck")
-	if out, _ := none.CombinedOutput(); none.ProcessState.ExitCode() != 1 {
-		t.Errorf("without a server: got status %d, %q; want 1", none.ProcessState.ExitCode(), out)
 	}
 }
 
 // SIGTERM under load: each request that the server took up is answered and counted.
 func TestTerminateUnderLoad(t *testing.T) {
 	t.Parallel()
-	url := startRedis(t)
-	key := newKey(t, url)
-	p := startProcess(t, "REDIS_URL="+url, "REDIS_KEY="+key, "REDIS_TIMEOUT=5s", "SHUTDOWN_DELAY=500ms")
+	n := newNetwork(t)
+	p := startProcess(t, "REDIS_URL="+n.url, "REDIS_KEY="+n.key, "REDIS_TIMEOUT=5s", "SHUTDOWN_DELAY=500ms")
 	var mu sync.Mutex
 	var numbers []int64
 	var wg sync.WaitGroup
 	for range 16 {
 		wg.Go(func() {
 			for {
-				a, err := ask(p.url)
-				if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) {
+				resp, body, err := get("GET", p.url)
+				if resp == nil && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF)) {
 					return // the listener has closed
 				}
-				if err != nil || a.status != 200 {
-					t.Errorf("%+v, %v", a, err)
+				var instance string
+				var number, total int64
+				if _, scanErr := fmt.Sscanf(body, strings.Replace(countedText, ".", "", 1), &instance, &number, &total); err != nil || scanErr != nil {
+					t.Errorf("got %q, %v, %v", body, err, scanErr)
 					return
 				}
 				mu.Lock()
-				numbers = append(numbers, a.n)
+				numbers = append(numbers, number)
 				mu.Unlock()
 			}
 		})
@@ -594,17 +615,17 @@ func TestTerminateUnderLoad(t *testing.T) {
 	time.Sleep(100 * time.Millisecond)
 	p.Process.Signal(syscall.SIGTERM)
 	for ready := true; ready; {
-		resp, _ := get(t, "GET", p.url+"/readyz")
-		ready = resp.StatusCode == http.StatusOK
+		resp, _, err := get("GET", p.url+"/readyz")
+		ready = err == nil && resp.StatusCode == http.StatusOK
 	}
 	wg.Wait()
 	status, log := p.wait()
 	if status != 0 || !strings.Contains(log, "msg=stop handled="+strconv.Itoa(len(numbers))+"\n") {
 		t.Errorf("got status %d after %d answers\n%s", status, len(numbers), log)
 	}
-	oneTo(t, "the instance", numbers)
-	if n := redisTotal(t, url, key); n != int64(len(numbers)) {
-		t.Errorf("got the total %d, want %d", n, len(numbers))
+	oneTo(t, numbers)
+	if got := n.total(); got != int64(len(numbers)) {
+		t.Errorf("got the total %d, want %d", got, len(numbers))
 	}
 }
 
@@ -638,7 +659,10 @@ func TestLog(t *testing.T) {
 	m.Close()
 	p := startProcess(t, "REDIS_URL=redis://:secret@"+addr, "REDIS_TIMEOUT=1s")
 	status := func() int {
-		resp, _ := get(t, "GET", p.url)
+		resp, _, err := get("GET", p.url)
+		if err != nil {
+			t.Fatal(err)
+		}
 		return resp.StatusCode
 	}
 	if got := status(); got != 503 {
@@ -699,104 +723,62 @@ func TestLimits(t *testing.T) {
 		t.Errorf("got %v for idle connections, %v for answers, %v for requests",
 			s.IdleTimeout, s.WriteTimeout, s.ReadTimeout)
 	}
-	c := newCounter("host:1", "k", refusing(t))
-	for entries, want := range map[int]time.Duration{0: time.Second, 1000: 1500 * time.Millisecond, 80_000: 3 * time.Second} {
-		for i := range entries {
+	c := newCounter("host:1", "k", nil)
+	for _, tt := range []struct {
+		entries int
+		want    time.Duration
+	}{{0, time.Second}, {1000, 1500 * time.Millisecond}, {80_000, 3 * time.Second}} {
+		for i := range tt.entries {
 			c.ledger[strconv.Itoa(i)] = entry{}
 		}
-		if got := c.interval(); len(c.ledger) == entries && got != want {
-			t.Errorf("with %d entries: got an interval of %v, want %v", entries, got, want)
+		if got := c.interval(); got != tt.want {
+			t.Errorf("with %d entries: got an interval of %v, want %v", tt.entries, got, tt.want)
 		}
-		clear(c.ledger)
 	}
 }
 
-// A request does not wait for the round trip of another, up to eight at a time;
-// those beyond share the next command.
+// A request does not wait for the round trip of another, up to eight at a time; those beyond share
+// the next command. An instance that is asked by hand has one connection.
 func TestBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var commands atomic.Int64
-		f := fakeRedis(func(cmd []string) string {
+		var dials, commands atomic.Int64
+		c := newCounter("host:1", "k", fakeRedis(func(cmd []string) string {
 			if cmd[0] == "DIAL" {
+				dials.Add(1)
 				return "+OK"
 			}
-			n := commands.Add(1)
 			time.Sleep(100 * time.Millisecond)
-			return fmt.Sprintf(":%d\r\n", 10*n)
-		})
-		c := newCounter("host:1", "k", f.server(t, "redis://fake"))
+			return fmt.Sprintf(":%d\r\n", 10*commands.Add(1))
+		}).server(t, "redis://fake"))
+		for range 20 {
+			c.next()
+		}
+		if dials.Load() != 1 || len(c.ledger) != 1 {
+			t.Errorf("got %d connections and %d entries, want one", dials.Load(), len(c.ledger))
+		}
 		type told struct {
 			n, total int64
 			took     time.Duration
 		}
-		var mu sync.Mutex
-		var got []told
+		var got, want [10]told
 		var wg sync.WaitGroup
-		for i := range 10 {
+		for i := range got {
 			wg.Go(func() {
-				time.Sleep(time.Duration(i) * 10 * time.Millisecond)
 				began := time.Now()
-				n, total, err := c.next()
-				if err != nil {
-					t.Error(err)
-				}
-				mu.Lock()
-				got = append(got, told{n, total, time.Since(began)})
-				mu.Unlock()
+				n, total, _ := c.next()
+				got[i] = told{n, total, time.Since(began)}
 			})
-		}
-		wg.Wait()
-		closeAll(c)
-		var want []told
-		for i := range int64(8) {
-			want = append(want, told{i + 1, 10 * (i + 1), 100 * time.Millisecond})
+			time.Sleep(10 * time.Millisecond)
+			want[i] = told{int64(21 + i), int64(210 + 10*i), 100 * time.Millisecond}
 		}
 		// The ninth comes after 80 ms and waits until the first connection is free, after 100.
-		want = append(want, told{9, 89, 120 * time.Millisecond}, told{10, 90, 110 * time.Millisecond})
-		slices.SortFunc(got, func(a, b told) int { return int(a.n - b.n) })
-		if !reflect.DeepEqual(got, want) {
+		want[8] = told{29, 289, 120 * time.Millisecond}
+		want[9] = told{30, 290, 110 * time.Millisecond}
+		wg.Wait()
+		if closeAll(c); got != want {
 			t.Errorf("got %v, want %v", got, want)
 		}
 	})
-}
-
-// An instance that is asked by hand has one connection.
-func TestOneConnectionWhereOneDoes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := &scripted{}
-		c := newCounter("host:1", "k", fakeRedis(s.answer).server(t, "redis://fake"))
-		for range 20 {
-			c.next()
-		}
-		if closeAll(c); len(s.gotDials) != 1 || len(c.ledger) != 1 {
-			t.Errorf("got %d connections and %d entries, want one", len(s.gotDials), len(c.ledger))
-		}
-	})
-}
-
-const lost = "lost" // the command is carried out, and then the connection closed
-
-// A network is the way to a Redis, with faults.
-type network struct {
-	do    func(cmd []string) string // the Redis
-	fault atomic.Pointer[string]    // what comes of all commands and dials; nil for none
-}
-
-func (n *network) server(t *testing.T, url string) *redisServer {
-	return fakeRedis(func(cmd []string) string {
-		fault := n.fault.Load()
-		switch {
-		case fault != nil && *fault != lost:
-			return *fault
-		case cmd[0] == "DIAL" || cmd[0] == "AUTH":
-			return "+OK\r\n"
-		}
-		answer := n.do(cmd)
-		if fault != nil {
-			return closed
-		}
-		return answer
-	}).server(t, url)
 }
 
 // What users see while Redis fails: for less than REDIS_TIMEOUT no error, for longer a 503 after
@@ -826,14 +808,12 @@ func TestRedisFails(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			url := startRedis(t)
-			key := newKey(t, url)
-			n := &network{do: dialRedis(t, url)}
+			net := newNetwork(t)
 			var numbers, totals []int64
 			synctest.Test(t, func(t *testing.T) {
-				s := n.server(t, tt.url)
+				s := fakeRedis(net.answer).server(t, tt.url)
 				s.timeout = tt.timeout
-				c := newCounter("host:1", key, s)
+				c := newCounter("host:1", net.key, s)
 				for i := range tt.entries {
 					c.ledger[fmt.Sprint("host:2/", i)] = entry{1, 0}
 				}
@@ -859,13 +839,9 @@ func TestRedisFails(t *testing.T) {
 						t.Errorf("asked after %v: answered after %v, %v", asked, took, err)
 					}
 				}
+				time.AfterFunc(fails, func() { net.set(tt.fault) })
+				time.AfterFunc(returns, func() { net.set(carried) })
 				for time.Since(began) < again+time.Second {
-					switch time.Since(began) {
-					case fails:
-						n.fault.Store(&tt.fault)
-					case returns:
-						n.fault.Store(nil)
-					}
 					wg.Go(ask)
 					time.Sleep(25 * time.Millisecond)
 				}
@@ -875,10 +851,10 @@ func TestRedisFails(t *testing.T) {
 			if failed := len(numbers) - len(totals); failed > 0 != tt.fails {
 				t.Errorf("got %d errors, want some: %t", failed, tt.fails)
 			}
-			if got, want := redisTotal(t, url, key), tt.entries+int64(len(numbers)); got != want {
+			if got, want := net.total(), tt.entries+int64(len(numbers)); got != want {
 				t.Errorf("got the total %d, want %d", got, want)
 			}
-			oneTo(t, "the instance", numbers)
+			oneTo(t, numbers)
 			slices.Sort(totals)
 			if n := len(slices.Compact(slices.Clone(totals))); n != len(totals) {
 				t.Errorf("got %d different numbers of the cluster in %d answers", n, len(totals))
@@ -888,72 +864,51 @@ func TestRedisFails(t *testing.T) {
 }
 
 // When Redis forgets, the number continues from the very next answer, whoever gives it, and the
-// counts of instances that have ended or crashed stay.
+// counts of instances that have ended or crashed stay. What others have counted since the last
+// sync may be missing, and keeps nobody down.
 func TestRedisForgets(t *testing.T) {
 	t.Parallel()
-	url := startRedis(t)
-	key := newKey(t, url)
-	n := &network{do: dialRedis(t, url)}
+	n := newNetwork(t)
 	synctest.Test(t, func(t *testing.T) {
 		var counters [4]*counter
 		var crash [4]func()
 		for i := range counters {
-			c := newCounter(fmt.Sprint("host:", i), key, n.server(t, "redis://fake"))
+			c := newCounter(fmt.Sprint("host:", i), n.key, n.server(t))
 			ctx, cancel := context.WithCancel(context.Background())
 			go c.run(ctx)
 			counters[i], crash[i] = c, cancel
-			defer closeAll(c)
 			defer cancel()
 		}
 		for i := range 60 {
 			counters[i%3].next()
 		}
-		time.Sleep(time.Second)
 		for _, step := range []struct {
 			name  string
+			after time.Duration
 			does  func()
 			asked int
 			want  int64
 		}{
-			{"Redis forgets", func() {}, 0, 61},
-			{"an instance crashes", crash[1], 0, 62},
-			{"nothing more", func() {}, 2, 63},
-			{"an instance ends", func() { crash[0](); counters[0].end(t.Context()) }, 2, 64},
-			{"one is asked that has never counted", func() {}, 3, 65},
-			{"another one is asked", func() {}, 2, 66},
+			{"Redis forgets", 2 * time.Second, func() {}, 0, 61},
+			{"an instance crashes", 2 * time.Second, crash[1], 0, 62},
+			{"nothing more", 2 * time.Second, func() {}, 2, 63},
+			{"an instance ends", 2 * time.Second, func() { crash[0](); counters[0].end(t.Context()) }, 2, 64},
+			{"one is asked that has never counted", 2 * time.Second, func() {}, 3, 65},
+			{"another one is asked", 2 * time.Second, func() {}, 2, 66},
+			{"at once, one is asked that has not read that", 0, func() {}, 3, 66},
+			{"a second later", time.Second, func() {}, 3, 68},
 		} {
 			step.does()
-			time.Sleep(time.Second)
-			n.do(forget(key))
+			time.Sleep(step.after)
+			if step.after != time.Second {
+				n.forget()
+			}
 			if _, got, err := counters[step.asked].next(); got != step.want || err != nil {
 				t.Errorf("%s: got %d, %v; want %d", step.name, got, err, step.want)
 			}
 		}
-	})
-}
-
-// What others have counted since the last sync may be missing after a loss, and keeps nobody down.
-func TestLastSecondIsLost(t *testing.T) {
-	t.Parallel()
-	url := startRedis(t)
-	key := newKey(t, url)
-	n := &network{do: dialRedis(t, url)}
-	synctest.Test(t, func(t *testing.T) {
-		one := newCounter("host:1", key, n.server(t, "redis://fake"))
-		two := newCounter("host:2", key, n.server(t, "redis://fake"))
-		for _, c := range []*counter{one, two, two, one} {
-			c.next()
-		}
-		n.do(forget(key))
-		if _, got, err := one.next(); got != 3 || err != nil {
-			t.Errorf("got %d, %v; want 3, with its own two", got, err)
-		}
-		two.syncOnce()
-		if _, got, err := one.next(); got != 6 || err != nil {
-			t.Errorf("got %d, %v; want 6", got, err)
-		}
-		closeAll(one)
-		closeAll(two)
+		time.Sleep(time.Millisecond)
+		closeAll(counters[1:]...)
 	})
 }
 
@@ -961,16 +916,14 @@ func TestLastSecondIsLost(t *testing.T) {
 // lost nothing; then in good time with an error. An instance that has never read it is not ready.
 func TestLedgerCannotBeRead(t *testing.T) {
 	t.Parallel()
-	url := startRedis(t)
-	key := newKey(t, url)
-	do := dialRedis(t, url)
+	n := newNetwork(t)
 	synctest.Test(t, func(t *testing.T) {
-		c := newCounter("host:1", key, (&network{do: func(cmd []string) string {
+		c := newCounter("host:1", n.key, fakeRedis(func(cmd []string) string {
 			if cmd[0] == "HGETALL" {
 				return silent
 			}
-			return do(cmd)
-		}}).server(t, "redis://fake"))
+			return n.answer(cmd)
+		}).server(t, "redis://fake"))
 		start(t, c)
 		for want := range int64(3) {
 			time.Sleep(time.Second)
@@ -981,7 +934,7 @@ func TestLedgerCannotBeRead(t *testing.T) {
 		if c.status().notReady == nil {
 			t.Error("an instance that has not read the ledger is ready")
 		}
-		do(forget(key))
+		n.forget()
 		began := time.Now()
 		if _, got, err := c.next(); err == nil || time.Since(began) > 4*time.Second {
 			t.Errorf("after a loss: got %d, %v after %v; want an error within 4 s", got, err, time.Since(began))
@@ -992,21 +945,19 @@ func TestLedgerCannotBeRead(t *testing.T) {
 // Where many requests find that Redis has forgotten, one sync does for all.
 func TestOneSyncForAll(t *testing.T) {
 	t.Parallel()
-	url := startRedis(t)
-	key := newKey(t, url)
-	do := dialRedis(t, url)
+	n := newNetwork(t)
 	synctest.Test(t, func(t *testing.T) {
 		var reads atomic.Int64
-		c := newCounter("host:1", key, (&network{do: func(cmd []string) string {
+		c := newCounter("host:1", n.key, fakeRedis(func(cmd []string) string {
 			if cmd[0] == "HGETALL" {
 				reads.Add(1)
 				time.Sleep(400 * time.Millisecond)
 			}
 			time.Sleep(10 * time.Millisecond)
-			return do(cmd)
-		}}).server(t, "redis://fake"))
-		var wg sync.WaitGroup
-		askAll := func() {
+			return n.answer(cmd)
+		}).server(t, "redis://fake"))
+		for range 2 {
+			var wg sync.WaitGroup
 			for range connections {
 				wg.Go(func() {
 					if _, _, err := c.next(); err != nil {
@@ -1016,17 +967,13 @@ func TestOneSyncForAll(t *testing.T) {
 				time.Sleep(time.Millisecond)
 			}
 			wg.Wait()
+			n.forget()
 		}
-		askAll()
-		do(forget(key))
-		askAll()
-		if closeAll(c); reads.Load() != 1 {
-			t.Errorf("got %d reads of the ledger, want 1", reads.Load())
+		c.syncOnce()
+		if closeAll(c); reads.Load() != 2 || n.total() != 2*connections {
+			t.Errorf("got %d reads of the ledger and the total %d, want 2 and %d", reads.Load(), n.total(), 2*connections)
 		}
 	})
-	if got := redisTotal(t, url, key); got != 2*connections {
-		t.Errorf("got the total %d, want %d", got, 2*connections)
-	}
 }
 
 // How long an instance takes to end, and what Redis then knows.
@@ -1061,414 +1008,161 @@ func TestEnd(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			url := startRedis(t)
-			key := newKey(t, url)
-			n := &network{do: dialRedis(t, url)}
+			n := newNetwork(t)
 			synctest.Test(t, func(t *testing.T) {
-				c := newCounter("host:1", key, n.server(t, "redis://fake"))
+				c := newCounter("host:1", n.key, n.server(t))
 				c.syncOnce()
 				for range tt.asked {
 					c.next()
 				}
 				time.Sleep(tt.idle)
-				if tt.fault != "" || tt.lasts > 0 {
-					n.fault.Store(&tt.fault)
-					time.AfterFunc(tt.lasts, func() { n.fault.Store(nil) })
+				if tt.lasts > 0 {
+					n.set(tt.fault)
+					time.AfterFunc(tt.lasts, func() { n.set(carried) })
 				}
 				if tt.forgets != 0 {
-					time.AfterFunc(tt.forgets, func() { n.do(forget(key)) })
+					time.AfterFunc(tt.forgets, n.forget)
 				}
 				for range tt.late {
-					go c.next()
+					c.ask()
 				}
-				synctest.Wait()
+				time.Sleep(time.Nanosecond)
 				began := time.Now()
 				ctx, cancel := context.WithTimeout(t.Context(), drainTimeout)
 				defer cancel()
 				c.end(ctx)
-				closeAll(c)
-				if took := time.Since(began); took < tt.took || took > tt.took+500*time.Millisecond {
+				if took := time.Since(began); took < tt.took-1 || took > tt.took+500*time.Millisecond {
 					t.Errorf("took %v, want %v", took, tt.took)
 				}
 			})
-			if got := redisTotal(t, url, key); got != tt.total {
+			if got := n.total(); got != tt.total {
 				t.Errorf("got the total %d, want %d", got, tt.total)
 			}
 		})
 	}
 }
 
-// A wire carries commands to a Redis, each only when told to.
-type wire struct {
-	do func(cmd []string) string // the Redis
-
-	mu   sync.Mutex
-	sent []*packet // on their way
-	cut  bool      // nothing is carried any more
-	free bool      // everything is carried at once
-}
-
-type packet struct {
-	cmd    []string
-	answer chan string
-}
-
-// newWire returns a wire to a Redis, and a key there. It is called outside of bubbles.
-func newWire(t *testing.T) (*wire, string) {
-	url := startRedis(t)
-	return &wire{do: dialRedis(t, url)}, newKey(t, url)
-}
-
-func (w *wire) server(t *testing.T) *redisServer {
-	return fakeRedis(func(cmd []string) string {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		switch {
-		case w.cut:
-			return closed
-		case cmd[0] == "DIAL":
-			return "+OK"
-		case w.free:
-			return w.do(cmd)
-		}
-		p := &packet{cmd, make(chan string)}
-		w.sent = append(w.sent, p)
-		w.mu.Unlock()
-		defer w.mu.Lock()
-		return <-p.answer
-	}).server(t, "redis://fake")
-}
-
-// waiting returns how many packets are on their way.
-func (w *wire) waiting() int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return len(w.sent)
-}
-
-// take takes packet i from the wire.
-func (w *wire) take(i int) *packet {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	p := w.sent[i]
-	w.sent = slices.Delete(w.sent, i, i+1)
-	return p
-}
-
-// deliver has Redis carry out packet i, whose reply comes or is lost with the connection.
-func (w *wire) deliver(i int, lost bool) {
-	p := w.take(i)
-	answer := w.do(p.cmd)
-	if lost {
-		answer = closed
-	}
-	p.answer <- answer
-	synctest.Wait()
-}
-
-// deliverAll delivers all packets, and those that follow.
-func (w *wire) deliverAll() {
-	for synctest.Wait(); w.waiting() > 0; {
-		w.deliver(0, false)
-	}
-}
-
-// open lets everything through.
-func (w *wire) open() {
-	w.mu.Lock()
-	w.free = true
-	w.mu.Unlock()
-	w.deliverAll()
-}
-
-// close loses all packets, also those to come, and returns their commands.
-func (w *wire) close() (lost [][]string) {
-	w.mu.Lock()
-	w.cut = true
-	w.mu.Unlock()
-	for synctest.Wait(); w.waiting() > 0; synctest.Wait() {
-		p := w.take(0)
-		lost = append(lost, p.cmd)
-		p.answer <- closed
-	}
-	return lost
-}
-
-// A request is what a call of next was told, once it was.
-type request struct {
-	n, total int64
-	err      error
-	told     bool
-}
-
-// ask sends a request; its command is on the wire then.
-func (c *counter) ask() *request {
-	r := &request{}
-	go func() {
-		r.n, r.total, r.err = c.next()
-		r.told = true
-	}()
-	synctest.Wait()
-	return r
-}
-
 // A request whose reply is lost gets its own number when the command is repeated, whatever other
 // requests, syncs and losses come between. If nobody has seen it counted, it gets the next one.
 func TestLostReply(t *testing.T) {
-	type cluster struct {
-		*wire
-		one, two *counter // the first has lost the reply
-		key      string
-	}
-	sync := func(cl cluster, c *counter) {
-		go c.syncOnce()
-		cl.deliverAll()
-	}
-	forgetAndAsk := func(cl cluster, c *counter) {
-		cl.do(forget(cl.key))
-		c.ask()
-		cl.deliverAll()
-	}
 	for _, tt := range []struct {
-		name        string
-		want, known int64 // the number, and the highest that the instance knows then
-		between     func(cl cluster)
+		between     string // steps of instance 1, which has lost the reply, and of another one
+		want, known int64  // the number, and the highest that instance 1 knows then
 	}{
-		{"nothing else", 4, 4, func(cl cluster) {}},
-		{"another request and a sync", 4, 5, func(cl cluster) {
-			cl.one.ask()
-			cl.deliverAll()
-			sync(cl, cl.one)
-		}},
-		{"Redis forgets, and another instance that has seen it puts it back", 4, 4, func(cl cluster) {
-			sync(cl, cl.two)
-			forgetAndAsk(cl, cl.two)
-		}},
-		{"Redis forgets, and the instance itself puts it back", 4, 5, func(cl cluster) {
-			sync(cl, cl.one)
-			forgetAndAsk(cl, cl.one)
-		}},
-		{"Redis forgets, and nobody has seen it", 5, 5, func(cl cluster) { forgetAndAsk(cl, cl.two) }},
+		{"", 4, 4},
+		{"1 asks, 1 syncs", 4, 5},
+		{"2 syncs, Redis forgets, 2 asks", 4, 4},
+		{"1 syncs, Redis forgets, 1 asks", 4, 5},
+		{"Redis forgets, 2 asks", 5, 5},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
+		t.Run(tt.between, func(t *testing.T) {
 			t.Parallel()
-			var cl cluster
-			cl.wire, cl.key = newWire(t)
+			n := newNetwork(t)
+			n.fault = held
 			synctest.Test(t, func(t *testing.T) {
+				steps := map[string]func(){"": func() {}, "Redis forgets": n.forget}
 				var counters []*counter
 				for i := range 3 {
-					c := newCounter(fmt.Sprint("host:", i), cl.key, cl.server(t))
-					c.ask()
-					cl.deliverAll()
+					c := newCounter(fmt.Sprint("host:", i), n.key, n.server(t))
 					counters = append(counters, c)
+					steps[fmt.Sprint(i+1, " asks")] = func() { c.ask() }
+					steps[fmt.Sprint(i+1, " syncs")] = func() { go c.syncOnce() }
 				}
-				for _, c := range counters {
-					sync(cl, c)
+				for _, step := range []string{"1 asks", "2 asks", "3 asks", "1 syncs", "2 syncs"} {
+					steps[step]()
+					n.deliverAll()
 				}
-				cl.one, cl.two = counters[0], counters[1]
-				r := cl.one.ask()
-				cl.deliver(0, true)
-				repetition := cl.take(0)
-				tt.between(cl)
-				cl.sent = append(cl.sent, repetition)
-				cl.deliverAll()
-				if known := cl.one.status().total; !r.told || r.total != tt.want || r.err != nil || known != tt.known {
+				r := counters[0].ask()
+				n.deliver(0, true)
+				repetition := n.take(0)
+				for step := range strings.SplitSeq(tt.between, ", ") {
+					steps[step]()
+					n.deliverAll()
+				}
+				n.held = append(n.held, repetition)
+				n.deliverAll()
+				if known := counters[0].status().total; !r.told || r.total != tt.want || r.err != nil || known != tt.known {
 					t.Errorf("got %+v and knows %d, want %d and %d", *r, known, tt.want, tt.known)
 				}
-				cl.close()
-				for _, c := range counters {
-					closeAll(c)
-				}
+				closeAll(counters...)
 			})
 		})
 	}
-}
-
-// An instance that syncs as Redis loses its data knows as much as before.
-func TestLossDuringSync(t *testing.T) {
-	for _, tt := range []struct {
-		name     string
-		read     int  // commands of the sync that come before the loss
-		restored bool // by another instance, before the sync goes on
-	}{
-		{"before it, and another one restores", 0, true},
-		{"before it has read the ledger", 1, false},
-		{"before it has read the ledger, and another one restores", 1, true},
-		{"after it has read the ledger", 2, false},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			w, key := newWire(t)
-			synctest.Test(t, func(t *testing.T) {
-				one := newCounter("host:1", key, w.server(t))
-				two := newCounter("host:2", key, (&network{do: w.do}).server(t, "redis://fake"))
-				two.next()
-				one.ask()
-				w.deliverAll()
-				go one.syncOnce()
-				w.deliverAll()
-				two.syncOnce()
-
-				go one.syncOnce()
-				synctest.Wait()
-				for range tt.read {
-					w.deliver(0, false)
-				}
-				w.do(forget(key))
-				if tt.restored {
-					if w.waiting() > 0 && tt.read == 0 {
-						w.deliver(0, false)
-					}
-					two.syncOnce()
-				}
-				w.deliverAll()
-				r := one.ask()
-				w.deliverAll()
-				if r.total != 3 || r.err != nil {
-					t.Errorf("got %+v, want 3", *r)
-				}
-				closeAll(one)
-				closeAll(two)
-			})
-		})
-	}
-}
-
-// A sync that is slow does not take back what has been told meanwhile.
-func TestTotalIsTheLatest(t *testing.T) {
-	t.Parallel()
-	w, key := newWire(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCounter("host:1", key, w.server(t))
-		c.ask()
-		w.deliverAll()
-		go c.syncOnce()
-		synctest.Wait()
-		w.deliver(0, false) // the total
-		c.ask()
-		w.deliver(1, false)
-		w.deliverAll()
-		if got := c.status().total; got != 2 {
-			t.Errorf("it knows %d, want 2", got)
-		}
-		closeAll(c)
-	})
 }
 
 // What was counted while Redis was down is told before any other number.
 func TestCountedWhileDown(t *testing.T) {
 	t.Parallel()
-	w, key := newWire(t)
+	n := newNetwork(t)
+	n.fault = held
 	synctest.Test(t, func(t *testing.T) {
-		c := newCounter("host:1", key, w.server(t))
+		c := newCounter("host:1", n.key, n.server(t))
 		go c.syncOnce() // Redis knows the script then
-		w.deliverAll()
+		n.deliverAll()
 		c.note(errors.New("down"))
-		for range 5 {
-			c.next()
-		}
 		go c.syncOnce()
 		synctest.Wait()
-		w.deliver(0, false) // the total
-		if r := c.ask(); !r.told || r.n != 6 || r.err == nil {
-			t.Errorf("before Redis was told: got %+v, want 6 and an error", *r)
+		if r := c.ask(); !r.told || r.n != 1 || r.err == nil {
+			t.Errorf("got %+v, want 1 and an error", *r)
 		}
-		w.deliverAll()
-		go c.syncOnce()
-		w.deliverAll()
+		n.deliverAll()
 		r := c.ask()
-		w.deliverAll()
-		if r.n != 7 || r.total != 7 || r.err != nil {
-			t.Errorf("got %+v, want 7 and 7", *r)
+		n.deliverAll()
+		if r.n != 2 || r.total != 2 || r.err != nil {
+			t.Errorf("got %+v, want 2 and 2", *r)
 		}
 		closeAll(c)
 	})
 }
 
-// An instance does not end before the requests that it has begun.
-func TestEndWaitsForRequests(t *testing.T) {
-	t.Parallel()
-	w, key := newWire(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCounter("host:1", key, w.server(t))
-		c.ask()
-		w.deliverAll()
-		time.Sleep(2 * time.Second)
-		r := c.ask()
-		ended := make(chan bool, 1)
-		go func() {
-			c.end(t.Context())
-			ended <- r.told
-		}()
-		synctest.Wait()
-		command := w.take(0)
-		w.deliverAll()
-		command.answer <- w.do(command.cmd)
-		w.open()
-		if !<-ended || r.total != 2 {
-			t.Errorf("it has ended with the request at %+v", *r)
-		}
-		closeAll(c)
-	})
-}
-
-// A schedule is a random run of instances that share a Redis, over wires that lose, delay and
+// A schedule is a random run of instances that share a Redis, over networks that lose, delay and
 // reorder what they carry.
 type schedule struct {
-	t    *testing.T
-	rng  *rand.Rand
-	do   func(cmd []string) string // the Redis
-	key  string
-	all  []*instance
-	late [][]string // commands still on their way, given up by their senders
-	base int64      // the total beside the sum of all counts
-	lost int        // how often Redis has lost something: numbers may come twice then
-	copy *copied    // of what Redis held at some time
+	*network // to the Redis, without faults
+	t        *testing.T
+	rng      *rand.Rand
+	all      []*instance
+	late     [][]string // commands still on their way, given up by their senders
+	base     int64      // the total beside the sum of all counts
+	losses   int        // how often Redis has lost something: numbers may come twice then
+	failover func()     // to a replica that has what Redis held at some time
 
 	mu     sync.Mutex
 	told   map[int64]bool // numbers
 	latest int64          // the highest of them
 }
 
-type copied struct {
-	total, base int64
-	ledger      []string // ids and values in turn
-}
-
 // An instance of a schedule.
 type instance struct {
-	c             *counter
-	w             *wire
-	state         string // living, ending, ended or crashed
-	asked         int64
-	answered, own int64 // those answered, with the cluster's number and all
+	*counter
+	way   *network
+	state string // living, ending, ended or crashed
+
+	asked, answered, own int64 // requests, those answered, and those of them with the cluster's number
 }
 
 func (s *schedule) start() {
-	w := &wire{do: s.do}
-	server := w.server(s.t)
+	way := &network{key: s.key, do: s.do, fault: held}
+	server := way.server(s.t)
 	server.timeout = 100 * time.Millisecond
 	c := newCounter("host:1", s.key, server)
 	const few = 3 // so that requests wait for a connection
-	spare := c.spare
-	c.pool, c.spare = make(chan *conn, few), make(chan *conn, few)
-	for range few {
-		c.spare <- <-spare
+	c.pool = make(chan *conn, few)
+	for len(c.spare) > few {
+		<-c.spare
 	}
-	s.all = append(s.all, &instance{c: c, w: w, state: "living"})
+	s.all = append(s.all, &instance{counter: c, way: way, state: "living"})
 }
 
-func (s *schedule) set(in *instance, state string) {
+func (s *schedule) state(in *instance) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	in.state = state
+	return in.state
 }
 
 func (s *schedule) living() (living []*instance) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, in := range s.all {
-		if in.state == "living" {
+		if s.state(in) == "living" {
 			living = append(living, in)
 		}
 	}
@@ -1477,9 +1171,9 @@ func (s *schedule) living() (living []*instance) {
 
 // knows returns how many requests the instance knows of.
 func (in *instance) knows() (n int64) {
-	in.c.mu.Lock()
-	defer in.c.mu.Unlock()
-	for _, e := range in.c.ledger {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	for _, e := range in.ledger {
 		n += e.count
 	}
 	return n
@@ -1488,30 +1182,28 @@ func (in *instance) knows() (n int64) {
 // ask sends a request, whose number must be higher than what its instance had been told and knows
 // the counts of and, as long as Redis has lost nothing, fit all others.
 func (s *schedule) ask(in *instance) {
-	s.mu.Lock()
 	in.asked++
 	before, base := s.latest, s.base
-	s.mu.Unlock()
-	knew := min(in.c.status().total, base+in.knows())
+	knew := min(in.status().total, base+in.knows())
 	go func() {
-		_, total, err := in.c.next()
+		_, total, err := in.next()
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if in.own++; err != nil || in.state == "crashed" {
+		if in.answered++; err != nil || in.state == "crashed" {
 			return
 		}
-		if in.answered++; s.lost == 0 && (total <= before || s.told[total]) {
+		if in.own++; s.losses == 0 && (total <= before || s.told[total]) {
 			s.t.Errorf("got request %d to the cluster after %d was told", total, before)
 		}
-		if s.base == base && s.lost < 2 && total <= knew {
+		if s.base == base && s.losses < 2 && total <= knew {
 			s.t.Errorf("got request %d to the cluster of an instance that knew of %d", total, knew)
 		}
 		s.told[total], s.latest = true, max(s.latest, total)
 	}()
 }
 
-// ledger returns what Redis holds: ids and values in turn, and the counts by id.
-func (s *schedule) ledger() (list []string, counts map[string]int64) {
+// ledger returns what Redis holds: ids and values in turn, and the counts by id and in all.
+func (s *schedule) ledger() (list []string, counts map[string]int64, sum int64) {
 	got, err := readReply(replyReader(s.do([]string{"HGETALL", "{" + s.key + "}:ledger"})), '*')
 	if err != nil {
 		s.t.Fatal(err)
@@ -1519,38 +1211,33 @@ func (s *schedule) ledger() (list []string, counts map[string]int64) {
 	counts = map[string]int64{}
 	for i := 0; i < len(got.list); i += 2 {
 		count, _, _ := strings.Cut(got.list[i+1], " ")
-		counts[got.list[i]], _ = strconv.ParseInt(count, 10, 64)
+		n, _ := strconv.ParseInt(count, 10, 64)
+		counts[got.list[i]] = n
+		sum += n
 	}
-	return got.list, counts
+	return got.list, counts, sum
 }
 
-func (s *schedule) total() int64 { return totalOf(s.t, s.do, s.key) }
-
-func sum(counts map[string]int64) (n int64) {
-	for _, count := range counts {
-		n += count
-	}
-	return n
-}
-
-// step does one thing at random, and checks that the total is the sum of the counts.
+// step does one thing at random, and checks that the total is the sum of the counts, and that no
+// instance's falls while Redis has lost nothing.
 func (s *schedule) step() {
 	living := s.living()
 	in := living[s.rng.IntN(len(living))]
-	carrying := s.all[s.rng.IntN(len(s.all))].w
-	waiting := carrying.waiting()
+	known := in.status().total
+	way := s.all[s.rng.IntN(len(s.all))].way
+	waiting := way.waiting()
 	packet := s.rng.IntN(max(1, waiting))
 	switch p := s.rng.IntN(100); {
 	case p < 25:
 		s.ask(in)
 	case p < 35:
-		go in.c.syncOnce()
+		go in.syncOnce()
 	case p < 72 && waiting > 0:
-		carrying.deliver(packet, false)
+		way.deliver(packet, false)
 	case p < 78 && waiting > 0:
-		carrying.deliver(packet, true)
+		way.deliver(packet, true)
 	case p < 83 && waiting > 0:
-		p := carrying.take(packet)
+		p := way.take(packet)
 		s.late = append(s.late, p.cmd)
 		p.answer <- closed
 	case p < 86 && len(s.late) > 0:
@@ -1558,94 +1245,100 @@ func (s *schedule) step() {
 		s.do(s.late[i])
 		s.late = slices.Delete(s.late, i, i+1)
 	case p < 87:
-		s.lost, s.base = s.lost+1, 0
-		s.do(forget(s.key))
+		s.losses, s.base = s.losses+1, 0
+		s.forget()
 	case p < 88:
-		list, _ := s.ledger()
-		s.copy = &copied{s.total(), s.base, list}
-	case p < 89 && s.copy != nil: // a failover to a replica that lacks what came later
-		s.lost, s.base = s.lost+1, s.copy.base
-		s.do(forget(s.key))
-		s.do([]string{"SET", s.key, strconv.FormatInt(s.copy.total, 10)})
-		if len(s.copy.ledger) > 0 {
-			s.do(append([]string{"HSET", "{" + s.key + "}:ledger"}, s.copy.ledger...))
+		list, _, _ := s.ledger()
+		total, base := strconv.FormatInt(s.total(), 10), s.base
+		s.failover = func() {
+			s.losses, s.base = s.losses+1, base
+			s.forget()
+			s.do([]string{"SET", s.key, total})
+			if len(list) > 0 {
+				s.do(append([]string{"HSET", "{" + s.key + "}:ledger"}, list...))
+			}
 		}
+	case p < 89 && s.failover != nil:
+		s.failover()
 	case p < 90:
-		_, counts := s.ledger()
-		s.lost, s.base = s.lost+1, -sum(counts)
+		_, _, sum := s.ledger()
+		s.losses, s.base = s.losses+1, -sum
 		s.do([]string{"DEL", s.key})
 	case p < 93 && len(living) < 4:
 		s.start()
 	case p < 95 && len(living) > 1:
-		s.set(in, "ending")
+		in.state = "ending"
 		go func() {
 			ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 			defer cancel()
-			in.c.end(ctx)
-			s.set(in, "ended")
+			in.end(ctx)
+			time.Sleep(time.Nanosecond) // until its requests have been answered
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if in.state = "ended"; in.answered != in.asked {
+				s.t.Errorf("an instance has ended with %d of %d requests answered", in.answered, in.asked)
+			}
 		}()
 	case p < 96 && len(living) > 1:
-		s.set(in, "crashed")
-		s.late = append(s.late, in.w.close()...)
+		in.state = "crashed"
+		s.late = append(s.late, in.way.cut()...)
 	default:
 		time.Sleep(time.Duration(s.rng.IntN(100)) * time.Millisecond)
 	}
 	synctest.Wait()
-	if _, counts := s.ledger(); s.base+sum(counts) != s.total() {
+	if _, counts, sum := s.ledger(); s.base+sum != s.total() {
 		s.t.Errorf("got the total %d, want %d and the counts %v", s.total(), s.base, counts)
+	}
+	if got := in.status().total; s.losses == 0 && got < known {
+		s.t.Errorf("an instance knows the total %d, and knew %d", got, known)
 	}
 }
 
 // settle lets everything arrive and all instances sync, and checks what is known then.
 func (s *schedule) settle() {
 	for _, in := range s.all {
-		in.w.open()
+		if s.state(in) != "crashed" {
+			in.way.set(carried)
+			in.way.deliverAll()
+		}
 	}
 	time.Sleep(2 * drainTimeout)
+	synctest.Wait()
 	for _, cmd := range s.late {
 		s.do(cmd)
 	}
 	for range 2 {
 		for _, in := range s.living() {
-			if err := in.c.syncOnce(); err != nil {
+			if err := in.syncOnce(); err != nil {
 				s.t.Error(err)
 			}
 		}
 	}
-	_, counts := s.ledger()
 	synctest.Wait()
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	_, counts, _ := s.ledger()
 	var least, most int64
 	for _, in := range s.all {
-		n, own := in.c.status().n, int64(0)
-		for id, count := range counts {
-			if strings.HasPrefix(id, in.c.id) {
-				own += count
-			}
-		}
-		switch in.state {
-		case "crashed":
-			least, most = least+in.answered, most+in.asked
+		most += in.asked
+		if in.state == "crashed" {
+			least += in.own
 			continue
-		case "ending":
-			s.t.Error("an instance does not end")
-		case "living":
-			if own != n {
-				s.t.Errorf("Redis has %d of the %d requests of an instance", own, n)
+		}
+		least += in.asked
+		own := int64(0)
+		for id, e := range in.counter.ledger {
+			if strings.HasPrefix(id, in.id) {
+				own += e.count
 			}
-			for id, e := range in.c.ledger {
-				if counts[id] < e.count {
-					s.t.Errorf("Redis has %d at %s, of which an instance knows %d", counts[id], id, e.count)
-				}
+			if in.state == "living" && counts[id] < e.count {
+				s.t.Errorf("Redis has %d at %s, of which an instance knows %d", counts[id], id, e.count)
 			}
 		}
-		if n != in.asked || in.own != in.asked {
-			s.t.Errorf("an instance has counted %d and answered %d of %d requests", n, in.own, in.asked)
+		if in.state == "ending" || own != in.asked || in.n != in.asked || in.answered != in.asked {
+			s.t.Errorf("an instance that is %s has counted %d, knows %d and answered %d of %d requests",
+				in.state, in.n, own, in.answered, in.asked)
 		}
-		least, most = least+in.asked, most+in.asked
 	}
-	if n := s.total(); s.lost == 0 && (n < least || n > most) {
+	if n := s.total(); s.losses == 0 && (n < least || n > most) {
 		s.t.Errorf("got the total %d, want %d to %d", n, least, most)
 	}
 }
@@ -1655,7 +1348,6 @@ func (s *schedule) settle() {
 // Redis has again all that any instance knows.
 func TestRandomSchedules(t *testing.T) {
 	t.Parallel()
-	url := startRedis(t)
 	schedules := uint64(250)
 	if realRedis != "" {
 		schedules = 1000 // a real Redis runs Lua ten times as fast
@@ -1668,29 +1360,28 @@ func TestRandomSchedules(t *testing.T) {
 	for part := range uint64(4) {
 		t.Run(strconv.FormatUint(part, 10), func(t *testing.T) {
 			t.Parallel()
-			do := dialRedis(t, url)
+			n := newNetwork(t)
 			for seed := first + part; seed < first+schedules && !t.Failed(); seed += 4 {
-				key := "test:" + crand.Text()
-				synctest.Test(t, func(t *testing.T) { runSchedule(t, do, key, seed) })
-				do(forget(key))
+				synctest.Test(t, func(t *testing.T) { runSchedule(t, n, seed) })
+				n.forget()
 			}
 		})
 	}
 }
 
-func runSchedule(t *testing.T, do func(cmd []string) string, key string, seed uint64) {
-	s := &schedule{t: t, rng: rand.New(rand.NewPCG(seed, 0)), do: do, key: key, told: map[int64]bool{}}
+func runSchedule(t *testing.T, n *network, seed uint64) {
+	s := &schedule{network: n, t: t, rng: rand.New(rand.NewPCG(seed, 0)), told: map[int64]bool{}}
 	s.start()
 	for range 40 + s.rng.IntN(80) {
 		s.step()
 	}
 	s.settle()
 	for _, in := range s.all {
-		in.w.close()
+		in.way.cut()
 	}
 	time.Sleep(time.Minute)
 	for _, in := range s.all {
-		closeAll(in.c)
+		closeAll(in.counter)
 	}
 	if t.Failed() {
 		t.Errorf("to repeat this: SEED=%d go test -run TestRandomSchedules/0", seed)

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -30,9 +31,7 @@ func TestAppendCommand(t *testing.T) {
 	}
 }
 
-func replyReader(text string) *bufio.Reader {
-	return bufio.NewReader(strings.NewReader(text))
-}
+func replyReader(text string) *bufio.Reader { return bufio.NewReader(strings.NewReader(text)) }
 
 func TestReadReply(t *testing.T) {
 	t.Parallel()
@@ -45,7 +44,6 @@ func TestReadReply(t *testing.T) {
 		{':', ":0\r\n", reply{n: 0}, ""},
 		{':', ":-3\r\n", reply{n: -3}, ""},
 		{':', ":9223372036854775807\r\n", reply{n: 1<<63 - 1}, ""},
-		{'+', "+\r\n", reply{}, ""},
 		{'+', "+OK\r\n", reply{text: "OK"}, ""},
 		{'$', "$0\r\n\r\n", reply{}, ""},
 		{'$', "$4\r\na\r\nb\r\n", reply{text: "a\r\nb"}, ""},
@@ -53,19 +51,16 @@ func TestReadReply(t *testing.T) {
 		{'*', "*2\r\n$1\r\na\r\n$2\r\nbc\r\n", reply{list: []string{"a", "bc"}}, ""},
 		{':', ":9223372036854775808\r\n", reply{}, "malformed reply of kind ':'"},
 		{':', ":\r\n", reply{}, "malformed reply"},
-		{':', ":1 \r\n", reply{}, "malformed reply"},
 		{'$', "$-1\r\n", reply{}, "malformed reply"},
 		{'$', "$1048577\r\n", reply{}, "malformed reply"},
 		{'*', "*x\r\n", reply{}, "malformed reply"},
 		{':', "+12\r\n", reply{}, "reply of kind '+': want ':'"},
-		{'*', "*1\r\n:1\r\n", reply{}, "reply of kind ':': want '$'"},
 		{'*', "*1\r\n*1\r\n*1\r\n", reply{}, "reply of kind '*': want '$'"},
 		{':', "\r\n", reply{}, "malformed reply line"},
 		{':', ":1\n", reply{}, "malformed reply line"},
 		{':', ":1", reply{}, "EOF"},
 		{'$', "$2\r\na", reply{}, "EOF"},
 		{'*', "*2\r\n$1\r\na\r\n", reply{}, "EOF"},
-		{':', "", reply{}, "EOF"},
 		{':', "-NOPERM no\r\n", reply{}, "NOPERM no"},
 		{'*', "*1\r\n-NOPERM no\r\n", reply{}, "NOPERM no"},
 		{':', strings.Repeat("x", 1<<20), reply{}, "buffer full"},
@@ -89,18 +84,13 @@ func FuzzReadReply(f *testing.F) {
 			if err != nil {
 				continue
 			}
-			if sent[0] != kind {
-				t.Errorf("%q read as a reply of kind %q", sent, kind)
-			}
 			parts := append(got.list, got.text)
-			if line, _, _ := bytes.Cut(sent[1:], []byte("\r\n")); kind == ':' && got.n != 0 {
-				if text := strings.TrimLeft(string(line), "+-0"); !strings.Contains(fmt.Sprint(got.n), text) {
-					t.Errorf("%q read as %d", sent, got.n)
-				}
+			if got.n != 0 {
+				parts = append(parts, strings.TrimPrefix(fmt.Sprint(got.n), "-"))
 			}
 			for _, part := range parts {
-				if !bytes.Contains(sent, []byte(part)) {
-					t.Errorf("%q read as %q", sent, parts)
+				if sent[0] != kind || !bytes.Contains(sent, []byte(part)) {
+					t.Errorf("%q read as a reply of kind %q: %q", sent, kind, parts)
 				}
 			}
 		}
@@ -143,12 +133,10 @@ func TestParseRedisURL(t *testing.T) {
 // arrive. Each step goes on from the one before it.
 func TestScript(t *testing.T) {
 	t.Parallel()
-	url := startRedis(t)
-	key := newKey(t, url)
-	ledger := "{" + key + "}:ledger"
-	do := dialRedis(t, url)
+	n := newNetwork(t)
+	ledger := "{" + n.key + "}:ledger"
 	raise := func(args string) []string {
-		return append([]string{"EVAL", script, "2", key, ledger}, strings.Split(args, " ")...)
+		return append([]string{"EVAL", script, "2", n.key, ledger}, strings.Split(args, " ")...)
 	}
 	refusing := raise("19 a 12 ")
 	refusing[1] = strings.ReplaceAll(script, "'HSET'", "'REFUSED'")
@@ -171,10 +159,10 @@ func TestScript(t *testing.T) {
 		{"an older copy, as after a failover", []string{"HSET", ledger, "a", "6 16"}, ":0", "19"},
 		{"its entry put back as it was, and others", raise(" a 9 19 b 8 9 c 2 0"), ":0", "24"},
 		{"the last batch again: its answer is as before", raise("7 a 9 "), ":19", "24"},
-		{"Redis forgets", []string{"DEL", key, ledger}, ":2", ""},
+		{"Redis forgets", []string{"DEL", n.key, ledger}, ":2", ""},
 		{"a batch then", raise("24 a 10 "), "-BEHIND …", "0"},
 		{"one who knows nothing counts", raise("0 e 1 "), ":1", "1"},
-		{"the total is lowered by hand", []string{"SET", key, "-95"}, "+OK", "-95"},
+		{"the total is lowered by hand", []string{"SET", n.key, "-95"}, "+OK", "-95"},
 		{"a batch below zero", raise("-95 e 2 "), ":-94", "-94"},
 		{"the same again", raise("-95 e 2 "), ":-94", "-94"},
 		{"one who knows more", raise("-93 e 3 "), "-BEHIND …", "-94"},
@@ -182,18 +170,17 @@ func TestScript(t *testing.T) {
 		{"a batch of it", raise("-94 e 3 "), "-ERR the ledger has no count at e: 2 -94…", "-94"},
 		{"large numbers", raise("-94 f 9007199254740000 "), ":9007199254739906", "9007199254739906"},
 		{"and one more", raise("9007199254739906 f 9007199254740001 "), ":9007199254739907", "9007199254739907"},
-		{"the same again", raise("9007199254739906 f 9007199254740001 "), ":9007199254739907", "9007199254739907"},
-		{"a total that is too large", []string{"SET", key, "9223372036854775807"}, "+OK", "9223372036854775807"},
+		{"a total that is too large", []string{"SET", n.key, "9223372036854775807"}, "+OK", "9223372036854775807"},
 		{"a batch then", raise("0 f 9007199254740002 "), "-ERR the total is beyond 2^53…", "9223372036854775807"},
-		{"the total is no number", []string{"SET", key, "12a"}, "+OK", "12a"},
+		{"the total is no number", []string{"SET", n.key, "12a"}, "+OK", "12a"},
 		{"a batch then", raise("0 f 9007199254740002 "), "-ERR …", "12a"},
 	} {
-		answer := strings.TrimSuffix(do(step.cmd), "\r\n")
+		answer := strings.TrimSuffix(n.do(step.cmd), "\r\n")
 		want, begins := strings.CutSuffix(step.answer, "…")
 		if !begins && answer != want || !strings.HasPrefix(answer, want) {
 			t.Errorf("%s: got %q, want %q", step.name, answer, step.answer)
 		}
-		total := strings.Split(do([]string{"GET", key}), "\r\n")[1] // "" for none
+		total := strings.Split(n.do([]string{"GET", n.key}), "\r\n")[1] // "" for none
 		if total != step.total {
 			t.Errorf("%s: got the total %s, want %s", step.name, total, step.total)
 		}
@@ -244,239 +231,128 @@ func (f fakeRedis) serve(nc net.Conn) {
 	}
 }
 
-// A script of a fake: what comes of each command in turn, and then :7. It keeps what came.
+// A scripted Redis does what it is told with each dial and command in turn, and then answers :7.
 type scripted struct {
-	mu       sync.Mutex
-	answers  []string // to commands
-	dials    []string // to dials; +OK after these
-	got      []string // commands, by name
-	gotDials []string // addresses
+	mu             sync.Mutex
+	dials, answers []string // what comes of them
+	addrs, sent    []string // where it was dialed, and the names of the commands
 }
 
 func (s *scripted) answer(cmd []string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	next, fallback := &s.answers, ":7\r\n"
+	next, answer := &s.answers, ":7\r\n"
 	if cmd[0] == "DIAL" {
-		next, fallback = &s.dials, "+OK\r\n"
-		s.gotDials = append(s.gotDials, cmd[1])
+		next, answer = &s.dials, "+OK\r\n"
+		s.addrs = append(s.addrs, cmd[1])
 	} else {
-		s.got = append(s.got, cmd[0])
+		s.sent = append(s.sent, cmd[0])
 	}
-	if len(*next) == 0 {
-		return fallback
+	if len(*next) > 0 {
+		answer, *next = (*next)[0], (*next)[1:]
 	}
-	answer := (*next)[0]
-	*next = (*next)[1:]
 	return answer
 }
 
-// Whatever Redis replies, also to AUTH, the command is sent again within the timeout.
-func TestEveryErrorIsRetried(t *testing.T) {
-	for _, answer := range []string{
-		"-READONLY You can't write against a read only replica.\r\n",
-		"-LOADING Redis is loading the dataset in memory\r\n",
-		"-BUSY Redis is busy running a script.\r\n",
-		"-NOREPLICAS Not enough good replicas to write.\r\n",
-		"-ERR max number of clients reached\r\n",
-		"-NOPERM this user has no permissions\r\n",
-		"-WRONGPASS invalid username-password pair or user is disabled.\r\n",
-		"-MOVED 866 nonsense\r\n", "-ASK 866 10.0.0.2:6379\r\n",
-		"-\r\n", "$-1\r\n", ":12a\r\n", ":" + strings.Repeat("1", 5000) + "\r\n", silent, closed,
-	} {
-		for _, url := range []string{"redis://fake", "redis://:secret@fake"} {
-			t.Run(url+" "+answer[:min(len(answer), 20)], func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					s := &scripted{answers: []string{answer}}
-					if url == "redis://:secret@fake" {
-						s.answers = append(s.answers, "+OK\r\n")
-					}
-					if strings.HasPrefix(answer, "-MOVED") {
-						s.dials = []string{"+OK\r\n", closed}
-					}
-					c := newConn(fakeRedis(s.answer).server(t, url), "k", "host:1/X/1")
-					defer c.close()
-					if n, err := c.raise(0, 1); n != 7 || err != nil {
-						t.Errorf("got %d, %v; want 7", n, err)
-					}
-				})
-			})
-		}
-	}
-}
-
-// An attempt that fails says which address it tried and what the cause was.
-func TestCauses(t *testing.T) {
-	for _, tt := range []struct {
-		name, url      string
-		dials, answers []string
-		want           string
-	}{
-		{name: "refused", dials: []string{closed}, want: "fake:6379: connection refused"},
-		{name: "silence", answers: []string{silent}, want: "fake:6379: read pipe: i/o timeout"},
-		{name: "closed", answers: []string{closed}, want: "fake:6379: EOF"},
-		{name: "after MOVED", answers: []string{"-MOVED 1 node:6380\r\n", "-ERR no\r\n"}, want: "node:6380: ERR no"},
-		{name: "MOVED to nobody", dials: []string{"+OK\r\n", closed}, answers: []string{"-MOVED 1 node:1\r\n"},
-			want: "node:1: connection refused"},
-		{name: "a password", url: "redis://:secret@fake",
-			answers: []string{"-ERR unknown command 'AUTH', with args beginning with: 'secret'\r\n"},
-			want:    "fake:6379: AUTH: ERR unknown command 'AUTH'"},
-		{name: "an echo", url: "redis://:secret@fake", answers: []string{string(appendCommand(nil, "AUTH", "secret"))},
-			want: "fake:6379: AUTH: reply of kind '*': want '+'"},
-		{name: "a word for a reply", answers: []string{"secret\r\n"}, want: "fake:6379: reply of kind 's': want ':'"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s := &scripted{answers: tt.answers, dials: tt.dials}
-				url := tt.url
-				if url == "" {
-					url = "redis://fake"
-				}
-				c := newConn(fakeRedis(s.answer).server(t, url), "k", "host:1/X/1")
-				defer c.close()
-				c.server.down.Store(true)
-				if _, err := c.raise(0, 1); err == nil || !strings.HasSuffix(err.Error(), tt.want) {
-					t.Errorf("got %v, want %s", err, tt.want)
-				}
-			})
-		})
-	}
-}
-
-// How long a command is tried, and over which connections.
+// What comes of a command, how long it takes, and how often Redis is dialed. An error says which
+// address was tried and what the cause was, and never the password.
 func TestTry(t *testing.T) {
 	const half = 500 * time.Millisecond
+	const password = "redis://:secret@fake"
 	many := func(answer string, n int) []string { return slices.Repeat([]string{answer}, n) }
 	for _, tt := range []struct {
 		name    string
+		url     string        // redis://fake unless set
 		timeout time.Duration // 1 s unless set
 		kept    bool          // a connection is there from before
-		once    bool
+		down    bool
 		dials   []string
 		answers []string
 		took    time.Duration
 		dialed  int
-		fails   bool
+		err     string // its end; empty for none
 	}{
-		{name: "an answer", took: 0, dialed: 1},
-		{name: "an answer over the kept one", kept: true, took: 0, dialed: 0},
-		{name: "kept, closed", kept: true, answers: many(closed, 1), took: 0, dialed: 1},
+		{name: "an answer", dialed: 1},
+		{name: "an answer over the kept one", kept: true},
+		{name: "kept, closed", kept: true, answers: many(closed, 1), dialed: 1},
 		{name: "kept, dead in silence", kept: true, answers: many(silent, 1), took: half, dialed: 1},
 		{name: "kept, dead in silence, then another", kept: true, answers: many(silent, 2), took: 2*half + 2*minPause, dialed: 2},
+		{name: "an error reply", answers: many("-LOADING\r\n", 1), took: minPause, dialed: 2},
+		{name: "an empty error reply", answers: many("-\r\n", 1), took: minPause, dialed: 2},
+		{name: "a malformed reply", answers: many(":12a\r\n", 1), took: minPause, dialed: 2},
+		{name: "an error reply to AUTH", url: password, answers: []string{"-WRONGPASS\r\n", "+OK\r\n"}, took: minPause, dialed: 2},
 		{name: "a host that is silent", dials: many(silent, 1), took: half + minPause, dialed: 2},
-		{name: "the same, with more time", timeout: 5 * time.Second, dials: many(silent, 1),
-			took: dialTimeout + minPause, dialed: 2},
+		{name: "the same, with more time", timeout: 5 * time.Second, dials: many(silent, 1), took: dialTimeout + minPause, dialed: 2},
 		{name: "refused for 950 ms", dials: many(closed, 12), took: 950 * time.Millisecond, dialed: 13},
-		{name: "refused for good", dials: many(closed, 20), took: 1050 * time.Millisecond, dialed: 14, fails: true},
-		{name: "silent for good", answers: many(silent, 20), took: 3*half + 30*time.Millisecond, dialed: 3, fails: true},
-		{name: "while Redis is down", once: true, dials: many(closed, 1), took: 0, dialed: 1, fails: true},
-		{name: "while Redis is down, kept", once: true, kept: true, answers: many(closed, 1), took: 0, dialed: 1},
-		{name: "an unknown script", answers: []string{"-NOSCRIPT No matching script.\r\n"}, took: 0, dialed: 1},
-		{name: "MOVED", answers: []string{"-MOVED 866 node:1\r\n"}, took: 0, dialed: 2},
-		{name: "behind", answers: []string{"-" + string(errBehind) + "\r\n"}, took: 0, dialed: 1, fails: true},
+		{name: "an unknown script", answers: many("-NOSCRIPT No matching script.\r\n", 1), dialed: 1},
+		{name: "MOVED", answers: many("-MOVED 866 node:1\r\n", 1), dialed: 2},
+		{name: "MOVED to nobody", dials: []string{"+OK\r\n", closed}, answers: many("-MOVED 866 node:1\r\n", 1), took: minPause, dialed: 3},
+		{name: "MOVED to nonsense", dials: []string{"+OK\r\n", closed}, answers: many("-MOVED 866 nonsense\r\n", 1), took: minPause, dialed: 3},
+		{name: "behind", answers: many("-"+string(errBehind)+"\r\n", 1), dialed: 1, err: string(errBehind)},
+		{name: "refused for good", dials: many(closed, 20), took: 1050 * time.Millisecond, dialed: 14,
+			err: "fake:6379: connection refused"},
+		{name: "silent for good", answers: many(silent, 20), took: 3*half + 30*time.Millisecond, dialed: 3,
+			err: "fake:6379: read pipe: i/o timeout"},
+		{name: "down", down: true, dials: many(closed, 1), dialed: 1, err: "fake:6379: connection refused"},
+		{name: "down, kept", down: true, kept: true, answers: many(closed, 1), dialed: 1},
+		{name: "down, closed", down: true, answers: many(closed, 1), dialed: 1, err: "fake:6379: EOF"},
+		{name: "down, a word for a reply", down: true, answers: many("secret\r\n", 1), dialed: 1,
+			err: "fake:6379: reply of kind 's': want ':'"},
+		{name: "down, an error after MOVED", down: true, answers: []string{"-MOVED 1 node:6380\r\n", "-ERR no\r\n"}, dialed: 2,
+			err: "node:6380: ERR no"},
+		{name: "down, no AUTH", down: true, url: password, dialed: 1,
+			answers: many("-ERR unknown command 'AUTH', with args beginning with: 'secret'\r\n", 1),
+			err:     "fake:6379: AUTH: ERR unknown command 'AUTH'"},
+		{name: "down, an echo of AUTH", down: true, url: password, dialed: 1,
+			answers: many(string(appendCommand(nil, "AUTH", "secret")), 1),
+			err:     "fake:6379: AUTH: reply of kind '*': want '+'"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := &scripted{}
-				c := newConn(fakeRedis(s.answer).server(t, "redis://fake"), "k", "host:1/X/1")
+				server := fakeRedis(s.answer).server(t, cmp.Or(tt.url, "redis://fake"))
+				server.timeout = cmp.Or(tt.timeout, time.Second)
+				c := newConn(server, "k", "host:1/X/1")
 				defer func() { c.close() }()
-				if tt.timeout > 0 {
-					c.server.timeout = tt.timeout
-				}
 				if tt.kept {
 					c.raise(0, 1)
 				}
-				s.dials, s.answers, s.gotDials = tt.dials, tt.answers, nil
-				c.server.down.Store(tt.once)
+				s.dials, s.answers, s.addrs = tt.dials, tt.answers, nil
+				server.down.Store(tt.down)
 				began := time.Now()
 				n, err := c.raise(1, 2)
-				if took := time.Since(began); took != tt.took || len(s.gotDials) != tt.dialed || (err != nil) != tt.fails || err == nil && n != 7 {
-					t.Errorf("got %d, %v after %v and %d dials; want an error: %t, %v, %d",
-						n, err, took, len(s.gotDials), tt.fails, tt.took, tt.dialed)
+				if took := time.Since(began); took != tt.took || len(s.addrs) != tt.dialed {
+					t.Errorf("took %v and %d dials; want %v and %d", took, len(s.addrs), tt.took, tt.dialed)
+				}
+				if (err != nil) != (tt.err != "") || err == nil && n != 7 ||
+					err != nil && !strings.HasSuffix(err.Error(), tt.err) {
+					t.Errorf("got %d, %v; want 7 or %s", n, err, tt.err)
 				}
 			})
 		})
 	}
 }
 
-// The script is sent whole only where Redis does not know it.
-func TestNoScript(t *testing.T) {
+// The script is sent whole only where Redis does not know it. MOVED is followed, and any failure
+// there leads back to the server's address.
+func TestNoScriptAndMoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &scripted{answers: []string{"-NOSCRIPT No matching script.\r\n", ":1\r\n", ":2\r\n"}}
+		s := &scripted{answers: []string{"-NOSCRIPT No matching script.\r\n", ":1\r\n",
+			"-MOVED 866 fd00::2:6379\r\n", ":2\r\n", "-LOADING\r\n", "-MOVED 866 ?:1\r\n"}}
 		c := newConn(fakeRedis(s.answer).server(t, "redis://fake"), "k", "host:1/X/1")
 		defer c.close()
-		c.raise(0, 1)
-		c.raise(1, 2)
-		if want := []string{"EVALSHA", "EVAL", "EVALSHA"}; !slices.Equal(s.got, want) {
-			t.Errorf("got %q, want %q", s.got, want)
+		for i := range int64(3) {
+			if _, err := c.raise(i, i+1); err != nil {
+				t.Error(err)
+			}
+		}
+		if want := []string{"EVALSHA", "EVAL", "EVALSHA", "EVALSHA"}; !slices.Equal(s.sent[:4], want) {
+			t.Errorf("got the commands %q, want first %q", s.sent, want)
+		}
+		if want := []string{"fake:6379", "[fd00::2]:6379", "fake:6379", "fake:1"}; !slices.Equal(s.addrs, want) {
+			t.Errorf("dialed %q, want %q", s.addrs, want)
 		}
 	})
-}
-
-// Where a connection has failed, the others are dialed anew, once; an error reply is no such failure.
-func TestOneDeadAllDialedAnew(t *testing.T) {
-	for answer, want := range map[string]int{silent: 8, closed: 8, "-LOADING\r\n": 5} {
-		synctest.Test(t, func(t *testing.T) {
-			s := &scripted{}
-			server := fakeRedis(s.answer).server(t, "redis://fake")
-			var conns []*conn
-			for i := range int64(4) {
-				c := newConn(server, "k", fmt.Sprint("host:1/X/", i))
-				defer func() { c.close() }()
-				conns = append(conns, c)
-				c.raise(0, 1)
-			}
-			s.answers = []string{answer}
-			for range 2 {
-				for _, c := range conns {
-					c.raise(0, 1)
-				}
-			}
-			if len(s.gotDials) != want {
-				t.Errorf("after %q: got %d dials of 4 connections, want %d", answer, len(s.gotDials), want)
-			}
-		})
-	}
-}
-
-// A ledger is put back in commands of a thousand entries each. What is no entry is passed over.
-func TestRestoreInParts(t *testing.T) {
-	t.Parallel()
-	url := startRedis(t)
-	key := newKey(t, url)
-	c := newConn(mustParse(t, url, 10*time.Second), key, "host:1/X/1")
-	defer c.close()
-	const n = 2*chunk + 1
-	lacking := map[string]entry{}
-	for i := range int64(n) {
-		lacking[fmt.Sprint("host:1/Y/", i)] = entry{i + 1, 7}
-	}
-	if err := c.restore(lacking); err != nil {
-		t.Error(err)
-	}
-	if total, err := c.total(); total != n*(n+1)/2 || err != nil {
-		t.Errorf("got the total %d, %v; want %d", total, err, n*(n+1)/2)
-	}
-	dialRedis(t, url)([]string{"HSET", c.ledgerKey, "odd", "x", "odder", "5 x", "long", strings.Repeat("5", 5000)})
-	if got, err := c.entries(); !reflect.DeepEqual(got, lacking) || err != nil {
-		t.Errorf("got %d entries, %v; want %d as they were", len(got), err, n)
-	}
-	calls := 0
-	synctest.Test(t, func(t *testing.T) {
-		f := fakeRedis(func(cmd []string) string {
-			calls++
-			if len(cmd) > 6+3*chunk {
-				t.Errorf("got a command of %d words", len(cmd))
-			}
-			return ":7\r\n"
-		})
-		c := newConn(f.server(t, "redis://fake"), key, "host:1/X/1")
-		c.restore(lacking)
-		c.close()
-	})
-	if calls != 4 { // a dial and three parts
-		t.Errorf("got %d calls, want 4", calls)
-	}
 }
 
 func TestMovedAddr(t *testing.T) {
@@ -485,7 +361,6 @@ func TestMovedAddr(t *testing.T) {
 		"MOVED 3999 10.0.0.2:6381":     "10.0.0.2:6381",
 		"MOVED 3999 node.example:6381": "node.example:6381",
 		"MOVED 3999 fd00::2:6379":      "[fd00::2]:6379",
-		"MOVED 3999 ::1:6379":          "[::1]:6379",
 		"MOVED 3999 [fd00::2]:6379":    "[fd00::2]:6379",
 		"MOVED 3999 :6380":             "asked:6380",
 		"MOVED 3999 ?:6379":            "asked:6379",
@@ -496,45 +371,98 @@ func TestMovedAddr(t *testing.T) {
 	}
 }
 
-// MOVED is followed, and any failure there leads back to the server's address.
-func TestMoved(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := &scripted{answers: []string{"-MOVED 866 fd00::2:6379\r\n", ":1\r\n", "-LOADING\r\n", "-MOVED 866 ?:1\r\n"}}
-		c := newConn(fakeRedis(s.answer).server(t, "redis://fake"), "k", "host:1/X/1")
-		defer c.close()
-		for i := range int64(2) {
-			if _, err := c.raise(i, i+1); err != nil {
-				t.Error(err)
+// Where a connection has failed, the others are dialed anew, once; an error reply is no such failure.
+func TestOneDeadAllDialedAnew(t *testing.T) {
+	for answer, want := range map[string]int{silent: 8, closed: 8, "-LOADING\r\n": 5} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &scripted{}
+			server := fakeRedis(s.answer).server(t, "redis://fake")
+			var conns [4]*conn
+			for i := range conns {
+				conns[i] = newConn(server, "k", fmt.Sprint("host:1/X/", i))
+				defer func() { conns[i].close() }()
+				conns[i].raise(0, 1)
 			}
+			s.answers = []string{answer}
+			for i := range 8 {
+				conns[i%4].raise(0, 1)
+			}
+			if len(s.addrs) != want {
+				t.Errorf("after %q: got %d dials of 4 connections, want %d", answer, len(s.addrs), want)
+			}
+		})
+	}
+}
+
+// A ledger is put back in commands of a thousand entries each. What is no entry is passed over.
+func TestRestoreInParts(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	const size = 2*chunk + 1
+	lacking := map[string]entry{}
+	for i := range int64(size) {
+		lacking[fmt.Sprint("host:1/Y/", i)] = entry{i + 1, 7}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		s := &scripted{}
+		c := newConn(fakeRedis(func(cmd []string) string {
+			s.answer(cmd)
+			if len(cmd) > 6+3*chunk {
+				t.Errorf("got a command of %d words", len(cmd))
+			}
+			return n.answer(cmd)
+		}).server(t, "redis://fake"), n.key, "host:1/X/1")
+		defer c.close()
+		c.total() // Redis knows the script then
+		s.sent = nil
+		if err := c.restore(lacking); err != nil || len(s.sent) != 3 {
+			t.Errorf("got %d commands, %v; want 3", len(s.sent), err)
 		}
-		want := []string{"fake:6379", "[fd00::2]:6379", "fake:6379", "fake:1"}
-		if !reflect.DeepEqual(s.gotDials, want) {
-			t.Errorf("dialed %q, want %q", s.gotDials, want)
+		if total, err := c.total(); total != size*(size+1)/2 || err != nil {
+			t.Errorf("got the total %d, %v; want %d", total, err, size*(size+1)/2)
+		}
+		n.do([]string{"HSET", c.ledgerKey, "odd", "x", "odder", "5 x", "long", strings.Repeat("5", 5000)})
+		if got, err := c.entries(); !reflect.DeepEqual(got, lacking) || err != nil {
+			t.Errorf("got %d entries, %v; want %d as they were", len(got), err, size)
 		}
 	})
 }
 
+// The certificate must name the host that is dialed, or REDIS_URL's where that is a bare address.
 func TestTLS(t *testing.T) {
 	t.Parallel()
-	web := httptest.NewTLSServer(nil) // for its certificate, which is good for 127.0.0.1
+	web := httptest.NewTLSServer(nil) // for its certificate, for example.com and 127.0.0.1
 	defer web.Close()
 	m, err := miniredis.RunTLS(&tls.Config{Certificates: web.TLS.Certificates})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer m.Close()
-	s := mustParse(t, "rediss://"+m.Addr(), 10*time.Second)
-	c := newConn(s, "k", "host:1/X/1")
-	defer c.close()
-	c.server.down.Store(true)
-	var unknown x509.UnknownAuthorityError
-	if _, err := c.raise(0, 1); !errors.As(err, &unknown) {
-		t.Errorf("a certificate that the system does not trust: got %v", err)
-	}
-	s.tls.RootCAs = x509.NewCertPool()
-	s.tls.RootCAs.AddCert(web.Certificate())
-	if n, err := c.raise(0, 1); n != 1 || err != nil {
-		t.Errorf("over TLS: got %d, %v; want 1", n, err)
+	roots := x509.NewCertPool()
+	roots.AddCert(web.Certificate())
+	for _, tt := range []struct {
+		host, dialed string
+		roots        *x509.CertPool
+		says         string
+	}{
+		{"127.0.0.1", "127.0.0.1:6379", nil, "unknown authority"},
+		{"127.0.0.1", "127.0.0.1:6379", roots, ""},
+		{"example.com", "10.0.0.2:6379", roots, ""},
+		{"example.com", "[fd00::2]:6379", roots, ""},
+		{"node.example", "example.com:6379", roots, ""},
+		{"example.com", "node.example:6379", roots, "not node.example"},
+	} {
+		s := mustParse(t, "rediss://"+tt.host, 10*time.Second)
+		s.tls.RootCAs = tt.roots
+		s.dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return dialAlone(ctx, network, m.Addr())
+		}
+		c := newConn(s, "k", "host:1/X/1")
+		_, err := c.attempt(tt.dialed, time.Now().Add(10*time.Second), ':', "INCRBY", "k", "1")
+		c.close()
+		if (err == nil) != (tt.says == "") || err != nil && !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%s at %s: got %v; want %q", tt.host, tt.dialed, err, tt.says)
+		}
 	}
 }
 
