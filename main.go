@@ -314,7 +314,6 @@ func healthcheck(_ context.Context, cfg config) error {
 // Each instance keeps a copy of the ledger and syncs it every second. It puts back what it
 // knows and Redis has lost.
 type counter struct {
-	id      string        // host:port/RANDOM; its entry counts requests while Redis is down
 	redis   *redisServer  // nil for a cluster of one
 	pool    chan *conn    // connections used before; whoever takes one out owns it until it is back
 	spare   chan *conn    // connections not needed so far
@@ -323,9 +322,9 @@ type counter struct {
 	mu      sync.Mutex       // guards the rest
 	n       int64            // requests counted
 	pending *batch           // takes the requests that arrive now
-	ledger  map[string]entry // by id; entries only rise: by next, by send after its command, by sync
+	ledger  map[string]entry // by id; entries only rise: by send after its command, and by sync
 	told    time.Time        // when Redis may last have been told anything new
-	synced  bool             // a sync has succeeded
+	synced  bool             // a sync has succeeded, or there is no Redis
 	total   int64            // of the cluster, as last seen
 	down    error            // why the last script has failed, after all attempts; nil if it has not
 	since   time.Time        // when it went down
@@ -346,16 +345,16 @@ func newBatch() *batch { return &batch{done: make(chan struct{})} }
 // newCounter returns a counter for the named instance that keeps its total at
 // key in Redis, or counts alone if redis is nil.
 func newCounter(instance, key string, redis *redisServer) *counter {
-	id := instance + "/" + rand.Text() // a restarted process is another one
 	c := &counter{
-		id:      id,
 		redis:   redis,
 		pool:    make(chan *conn, connections),
 		spare:   make(chan *conn, connections),
 		syncing: make(chan struct{}, 1),
 		ledger:  map[string]entry{},
 		pending: newBatch(),
+		synced:  redis == nil,
 	}
+	id := instance + "/" + rand.Text() // a restarted process is another one
 	for i := range connections {
 		c.spare <- newConn(redis, key, id+"/"+strconv.Itoa(i+1))
 	}
@@ -367,11 +366,11 @@ func newCounter(instance, key string, redis *redisServer) *counter {
 // counted all the same, and Redis told later.
 func (c *counter) next() (instance, cluster int64, err error) {
 	c.mu.Lock()
-	if c.redis == nil || c.down != nil {
+	if c.redis == nil {
 		defer c.mu.Unlock()
 		c.n++
-		c.ledger[c.id] = entry{count: c.ledger[c.id].count + 1}
-		return c.n, c.n, c.down // without Redis both numbers are the same
+		c.total = c.n
+		return c.n, c.total, nil
 	}
 	b := c.pending
 	b.size++
@@ -398,12 +397,12 @@ func (c *counter) send(b *batch) {
 	count := c.ledger[conn.id].count + b.size
 	c.mu.Unlock()
 
-	if b.err == nil { // else Redis went down while the batch waited
+	if b.err == nil { // else Redis is down, and will be told later
 		b.total, b.err = c.tell(conn, count)
 		c.note(b.err)
 	}
 	c.mu.Lock()
-	c.ledger[conn.id] = entry{count, b.total}
+	c.ledger[conn.id] = entry{count: count}
 	c.total = max(c.total, b.total)
 	c.told = time.Now()
 	c.mu.Unlock()
@@ -444,8 +443,8 @@ func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
 		if !errors.Is(err, errBehind) {
 			break
 		}
-		if err = c.sync(conn); err != nil {
-			break
+		if err := c.sync(conn); err != nil {
+			return 0, err
 		}
 	}
 	return total, err
@@ -552,9 +551,6 @@ func (c *counter) sync(conn *conn) error {
 // if Redis forgets it before, nobody knows it any more. While Redis is away it tries until
 // ctx is done. It keeps all connections.
 func (c *counter) end(ctx context.Context) {
-	if c.redis == nil {
-		return
-	}
 	conn := c.take()
 	defer conn.close()
 	for range cap(c.pool) - 1 {
@@ -593,10 +589,7 @@ func (c *counter) status() status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := status{n: c.n, total: c.total, entries: len(c.ledger), told: c.told, down: c.down}
-	switch {
-	case c.redis == nil:
-		s.total = c.n
-	case !c.synced:
+	if !c.synced {
 		s.notReady = cmp.Or(c.down, errors.New("no answer from Redis yet"))
 	}
 	return s

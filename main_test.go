@@ -68,6 +68,7 @@ const (
 	carried = "carried" // Redis carries it out
 	lost    = "lost"    // Redis carries it out, and then the connection is closed
 	held    = "held"    // the test carries it
+	unread  = "unread"  // Redis carries it out, but is silent where the ledger is read
 )
 
 // A packet is a command on its way.
@@ -121,7 +122,9 @@ func (n *network) answer(cmd []string) string {
 	}
 	n.mu.Unlock()
 	switch {
-	case fault != carried && fault != lost && fault != held:
+	case fault == unread && cmd[0] == "HGETALL":
+		return silent
+	case fault != carried && fault != lost && fault != held && fault != unread:
 		return fault
 	case dial:
 		return "+OK\r\n"
@@ -637,7 +640,7 @@ func TestSecondSignal(t *testing.T) {
 		pause  time.Duration
 		status int
 	}{
-		{delay: "100ms", pause: 0, status: 0},
+		{delay: "500ms", pause: 200 * time.Millisecond, status: 0},
 		{delay: "1h", pause: 1200 * time.Millisecond, status: -1}, // by the signal
 	} {
 		p := startProcess(t, "SHUTDOWN_DELAY="+tt.delay)
@@ -723,17 +726,29 @@ func TestLimits(t *testing.T) {
 		t.Errorf("got %v for idle connections, %v for answers, %v for requests",
 			s.IdleTimeout, s.WriteTimeout, s.ReadTimeout)
 	}
-	c := newCounter("host:1", "k", nil)
-	for _, tt := range []struct {
-		entries int
-		want    time.Duration
-	}{{0, time.Second}, {1000, 1500 * time.Millisecond}, {80_000, 3 * time.Second}} {
-		for i := range tt.entries {
-			c.ledger[strconv.Itoa(i)] = entry{}
-		}
-		if got := c.interval(); got != tt.want {
-			t.Errorf("with %d entries: got an interval of %v, want %v", tt.entries, got, tt.want)
-		}
+}
+
+// The longer the ledger, the longer the time between two syncs.
+func TestInterval(t *testing.T) {
+	for entries, want := range map[int]int64{0: 60, 1000: 40, 80_000: 20} {
+		synctest.Test(t, func(t *testing.T) {
+			var reads atomic.Int64
+			c := newCounter("host:1", "k", fakeRedis(func(cmd []string) string {
+				if cmd[0] == "HGETALL" {
+					reads.Add(1)
+					return "*0\r\n"
+				}
+				return ":0\r\n"
+			}).server(t, "redis://fake"))
+			for i := range entries {
+				c.ledger[strconv.Itoa(i)] = entry{}
+			}
+			start(t, c)
+			time.Sleep(time.Minute - time.Millisecond)
+			if got := reads.Load(); got != want {
+				t.Errorf("with %d entries: got %d syncs in a minute, want %d", entries, got, want)
+			}
+		})
 	}
 }
 
@@ -882,32 +897,38 @@ func TestRedisForgets(t *testing.T) {
 		for i := range 60 {
 			counters[i%3].next()
 		}
+		const synced = syncInterval + 100*time.Millisecond // all have synced by then
+		nothing := func() {}
 		for _, step := range []struct {
-			name  string
-			after time.Duration
-			does  func()
-			asked int
-			want  int64
+			name   string
+			before func()
+			pause  time.Duration
+			does   func()
+			asked  int
+			want   int64
 		}{
-			{"Redis forgets", 2 * time.Second, func() {}, 0, 61},
-			{"an instance crashes", 2 * time.Second, crash[1], 0, 62},
-			{"nothing more", 2 * time.Second, func() {}, 2, 63},
-			{"an instance ends", 2 * time.Second, func() { crash[0](); counters[0].end(t.Context()) }, 2, 64},
-			{"one is asked that has never counted", 2 * time.Second, func() {}, 3, 65},
-			{"another one is asked", 2 * time.Second, func() {}, 2, 66},
-			{"at once, one is asked that has not read that", 0, func() {}, 3, 66},
-			{"a second later", time.Second, func() {}, 3, 68},
+			{"Redis forgets", nothing, synced, n.forget, 0, 61},
+			{"an instance has crashed, and Redis forgets", crash[1], synced, n.forget, 0, 62},
+			{"Redis forgets again", nothing, synced, n.forget, 2, 63},
+			{"an instance has ended, and Redis forgets", func() { crash[0](); counters[0].end(t.Context()) }, synced, n.forget, 2, 64},
+			{"one is asked that has never counted", nothing, synced, n.forget, 3, 65},
+			{"another one is asked", nothing, synced, n.forget, 2, 66},
+			{"at once, the one that has not read that", nothing, 0, n.forget, 3, 66},
+			{"all have synced", nothing, synced, nothing, 3, 68},
+			{"the total is deleted by hand", nothing, synced, func() { n.do([]string{"DEL", n.key}) }, 3, 1},
+			{"and again, before a sync", nothing, synced, func() { n.do([]string{"DEL", n.key}); time.Sleep(synced) }, 2, 1},
 		} {
+			step.before()
+			time.Sleep(step.pause)
 			step.does()
-			time.Sleep(step.after)
-			if step.after != time.Second {
-				n.forget()
-			}
 			if _, got, err := counters[step.asked].next(); got != step.want || err != nil {
 				t.Errorf("%s: got %d, %v; want %d", step.name, got, err, step.want)
 			}
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(synced)
+		if got := counters[3].status().total; got != 1 {
+			t.Errorf("an instance knows the total %d, want 1", got)
+		}
 		closeAll(counters[1:]...)
 	})
 }
@@ -918,27 +939,49 @@ func TestLedgerCannotBeRead(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t)
 	synctest.Test(t, func(t *testing.T) {
-		c := newCounter("host:1", n.key, fakeRedis(func(cmd []string) string {
-			if cmd[0] == "HGETALL" {
-				return silent
-			}
-			return n.answer(cmd)
-		}).server(t, "redis://fake"))
+		c := newCounter("host:1", n.key, n.server(t))
 		start(t, c)
-		for want := range int64(3) {
-			time.Sleep(time.Second)
-			if _, got, err := c.next(); got != want+1 || err != nil {
-				t.Errorf("got %d, %v; want %d", got, err, want+1)
+		for i, fault := range []string{unread, unread, closed, unread} {
+			n.set(fault)
+			time.Sleep(3 * time.Second)
+			if _, got, err := c.next(); (err == nil) != (fault == unread) || i < 2 && got != int64(i+1) {
+				t.Errorf("%s: got %d, %v", fault, got, err)
 			}
 		}
 		if c.status().notReady == nil {
 			t.Error("an instance that has not read the ledger is ready")
 		}
 		n.forget()
-		began := time.Now()
-		if _, got, err := c.next(); err == nil || time.Since(began) > 4*time.Second {
-			t.Errorf("after a loss: got %d, %v after %v; want an error within 4 s", got, err, time.Since(began))
+		var wg sync.WaitGroup
+		for range connections {
+			wg.Go(func() {
+				began := time.Now()
+				if _, got, err := c.next(); err == nil || time.Since(began) > 4*time.Second {
+					t.Errorf("after a loss: got %d, %v after %v; want an error within 4 s", got, err, time.Since(began))
+				}
+			})
+			time.Sleep(time.Millisecond)
 		}
+		wg.Wait()
+	})
+}
+
+// A request does not wait for ever for a Redis that loses data again and again.
+func TestBehindForGood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCounter("host:1", "k", fakeRedis(func(cmd []string) string {
+			switch {
+			case cmd[0] == "HGETALL":
+				return "*0\r\n"
+			case len(cmd) > 6: // a batch
+				return "-" + string(errBehind) + "\r\n"
+			}
+			return ":7\r\n"
+		}).server(t, "redis://fake"))
+		if _, got, err := c.next(); !errors.Is(err, errBehind) {
+			t.Errorf("got %d, %v; want an error", got, err)
+		}
+		closeAll(c)
 	})
 }
 
@@ -1004,6 +1047,8 @@ func TestEnd(t *testing.T) {
 			took: 3*time.Second + others, total: 5},
 		{name: "a request under way", asked: 3, fault: silent, lasts: 400 * time.Millisecond, late: 1,
 			took: 500*time.Millisecond + others, total: 4},
+		{name: "the ledger cannot be read", asked: 3, idle: 2 * time.Second, fault: unread, lasts: 3 * time.Second,
+			took: 3 * time.Second, total: 3},
 		{name: "Redis is away for good", asked: 3, fault: closed, lasts: time.Hour, took: drainTimeout, total: 3},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -1100,17 +1145,23 @@ func TestCountedWhileDown(t *testing.T) {
 		go c.syncOnce() // Redis knows the script then
 		n.deliverAll()
 		c.note(errors.New("down"))
+		counted := func(step string, total int64) {
+			t.Helper()
+			r := c.ask()
+			n.deliverAll()
+			if (r.err == nil) != (total > 0) || r.err == nil && r.total != total {
+				t.Errorf("%s: got %+v, want %d", step, *r, total)
+			}
+		}
+		counted("down", 0)
 		go c.syncOnce()
 		synctest.Wait()
-		if r := c.ask(); !r.told || r.n != 1 || r.err == nil {
-			t.Errorf("got %+v, want 1 and an error", *r)
+		n.deliver(0, false) // the total
+		if r := c.ask(); !r.told || r.err == nil {
+			t.Errorf("while Redis is told: got %+v, want an error", *r)
 		}
 		n.deliverAll()
-		r := c.ask()
-		n.deliverAll()
-		if r.n != 2 || r.total != 2 || r.err != nil {
-			t.Errorf("got %+v, want 2 and 2", *r)
-		}
+		counted("told all", 3)
 		closeAll(c)
 	})
 }
@@ -1135,6 +1186,7 @@ type schedule struct {
 // An instance of a schedule.
 type instance struct {
 	*counter
+	id    string // of its entries, the beginning
 	way   *network
 	state string // living, ending, ended or crashed
 
@@ -1145,13 +1197,14 @@ func (s *schedule) start() {
 	way := &network{key: s.key, do: s.do, fault: held}
 	server := way.server(s.t)
 	server.timeout = 100 * time.Millisecond
-	c := newCounter("host:1", s.key, server)
+	id := fmt.Sprintf("host:%d/", len(s.all))
+	c := newCounter(strings.TrimSuffix(id, "/"), s.key, server)
 	const few = 3 // so that requests wait for a connection
 	c.pool = make(chan *conn, few)
 	for len(c.spare) > few {
 		<-c.spare
 	}
-	s.all = append(s.all, &instance{counter: c, way: way, state: "living"})
+	s.all = append(s.all, &instance{counter: c, id: id, way: way, state: "living"})
 }
 
 func (s *schedule) state(in *instance) string {
