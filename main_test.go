@@ -985,7 +985,7 @@ func TestBehindForGood(t *testing.T) {
 	})
 }
 
-// Where many requests find that Redis has forgotten, one sync does for all.
+// Where many requests find that Redis has forgotten, one sync does for all, also one under way.
 func TestOneSyncForAll(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t)
@@ -999,22 +999,27 @@ func TestOneSyncForAll(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 			return n.answer(cmd)
 		}).server(t, "redis://fake"))
-		for range 2 {
-			var wg sync.WaitGroup
-			for range connections {
-				wg.Go(func() {
-					if _, _, err := c.next(); err != nil {
-						t.Error(err)
-					}
-				})
-				time.Sleep(time.Millisecond)
-			}
-			wg.Wait()
-			n.forget()
+		start(t, c) // its syncs take 0.4 s, and a second lies between them
+		for asked, want := range map[time.Duration]int64{500: 1, 1600: 2, 2100: 3} {
+			time.AfterFunc(asked*time.Millisecond, func() {
+				n.forget()
+				var wg sync.WaitGroup
+				for range connections {
+					wg.Go(func() {
+						if _, _, err := c.next(); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				wg.Wait()
+				if got := reads.Load(); got != want {
+					t.Errorf("asked after %d ms: got %d reads of the ledger, want %d", asked, got, want)
+				}
+			})
 		}
-		c.syncOnce()
-		if closeAll(c); reads.Load() != 2 || n.total() != 2*connections {
-			t.Errorf("got %d reads of the ledger and the total %d, want 2 and %d", reads.Load(), n.total(), 2*connections)
+		time.Sleep(3 * time.Second)
+		if got := n.total(); got != 3*connections {
+			t.Errorf("got the total %d, want %d", got, 3*connections)
 		}
 	})
 }
