@@ -1191,7 +1191,7 @@ type schedule struct {
 // An instance of a schedule.
 type instance struct {
 	*counter
-	id    string // of its entries, the beginning
+	id    string // with which those of its connections begin
 	way   *network
 	state string // living, ending, ended or crashed
 
@@ -1202,14 +1202,13 @@ func (s *schedule) start() {
 	way := &network{key: s.key, do: s.do, fault: held}
 	server := way.server(s.t)
 	server.timeout = 100 * time.Millisecond
-	id := fmt.Sprintf("host:%d/", len(s.all))
-	c := newCounter(strings.TrimSuffix(id, "/"), s.key, server)
+	in := &instance{counter: newCounter("host:1", s.key, server), way: way, state: "living"}
 	const few = 3 // so that requests wait for a connection
-	c.pool = make(chan *conn, few)
-	for len(c.spare) > few {
-		<-c.spare
+	in.pool = make(chan *conn, few)
+	for len(in.spare) > few {
+		in.id = strings.TrimRight((<-in.spare).id, "0123456789")
 	}
-	s.all = append(s.all, &instance{counter: c, id: id, way: way, state: "living"})
+	s.all = append(s.all, in)
 }
 
 func (s *schedule) state(in *instance) string {
