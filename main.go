@@ -34,29 +34,28 @@ const usage = `Usage: requestcount               count requests and answer them
 Settings, by environment variable; empty means unset:
   ADDR            :8083         listen address
   REDIS_URL                     redis://[[user]:password@]host[:port][/db], rediss:// for TLS
-  REDIS_KEY       requestcount  key of the total; the key of the ledger is {REDIS_KEY}:ledger
+  REDIS_KEY       requestcount  key of the total; that of the ledger is {requestcount}:ledger
   REDIS_TIMEOUT   1s            how long Redis may be away before requests are answered 503
   SHUTDOWN_DELAY  0s            how long to go on serving, not ready, after SIGTERM
 `
 
-// The two answers to a counted request: with the cluster's number, and without
-// it while Redis is down.
+// The two answers to a request: with the cluster's number, and without it while Redis is down.
 const (
-	countedText = "You are talking to instance %s.\n" +
+	withTotal = "You are talking to instance %s.\n" +
 		"This is request %d to this instance and request %d to the cluster.\n"
-	uncountedText = "You are talking to instance %s.\n" +
+	withoutTotal = "You are talking to instance %s.\n" +
 		"This is request %d to this instance; the cluster count is unavailable.\n"
 )
 
 const (
 	drainTimeout  = 10 * time.Second       // for the last answers, and for telling Redis of them
-	checkTimeout  = time.Second            // for each step of a healthcheck, below the 3 s of a probe
-	connections   = 8                      // to Redis, at most; more bring nothing
+	checkTimeout  = time.Second            // for each of a healthcheck's two steps; a probe has 3 s
+	connections   = 8                      // to Redis, at most; more are no faster
 	syncInterval  = time.Second            // between two syncs of an empty ledger
-	entryInterval = 500 * time.Microsecond // more for each entry, as Redis reads all of it out
-	maxInterval   = 3 * time.Second        // ReadTimeout and 1.5 of it fit into drainTimeout
+	entryInterval = 500 * time.Microsecond // added for each entry, as a sync reads them all
+	maxInterval   = 3 * time.Second        // ReadTimeout and 1.5 of these are below drainTimeout
 	retryInterval = 500 * time.Millisecond // between two syncs while Redis is down
-	maxSyncs      = 10                     // for a batch, where Redis loses data again and again
+	maxSyncs      = 10                     // for one batch, before it fails
 )
 
 // version is stamped by the build, with -ldflags "-X main.version=…".
@@ -148,7 +147,7 @@ func getenvDuration(name, fallback string, least time.Duration) (time.Duration, 
 	return d, nil
 }
 
-// run serves until ctx is done, drains, and tells Redis all that it has counted.
+// run serves until ctx is done, answers what it has begun, and tells Redis all that it has counted.
 func run(ctx context.Context, cfg config) error {
 	listener, err := net.Listen("tcp", cfg.addr)
 	if err != nil {
@@ -165,7 +164,7 @@ func run(ctx context.Context, cfg config) error {
 	counter := newCounter(instance, cfg.key, cfg.redis)
 	syncCtx, stopSyncs := context.WithCancel(context.Background())
 	defer stopSyncs()
-	go counter.run(syncCtx)
+	go counter.keepSynced(syncCtx)
 	h := &handler{counter: counter, instance: instance}
 	server := newServer(h.routes(), cfg.redisTimeout)
 	failed := make(chan error, 1)
@@ -190,16 +189,15 @@ func run(ctx context.Context, cfg config) error {
 	return nil
 }
 
-// newServer returns a server with limits, so that a slow client or a large request
-// holds nobody up.
+// newServer returns a server with limits on slow clients and on large requests.
 func newServer(h http.Handler, redisTimeout time.Duration) *http.Server {
 	return &http.Server{
 		Handler:     h,
 		ReadTimeout: drainTimeout / 2, // so a slow client leaves time for telling Redis
-		// A request may wait for the command of another one; each may take two timeouts.
+		// A request may wait for the command of an earlier one. Each may take two timeouts.
 		WriteTimeout: max(10*time.Second, 4*redisTimeout+time.Second),
-		// A load balancer keeps an idle connection for up to 600 s. It must be the one that
-		// closes: a request that crosses the server's close on the way gets a 502,
+		// A load balancer keeps an idle connection for up to 600 s. It must be the one that closes
+		// it: a request that crosses the server's close on the way gets a 502,
 		// https://cloud.google.com/load-balancing/docs/https#timeouts_and_retries.
 		IdleTimeout:    620 * time.Second,
 		MaxHeaderBytes: 16 << 10,
@@ -230,21 +228,21 @@ func (h *handler) count(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")
 	if h.stopping.Load() {
-		// SetKeepAlivesEnabled(false) would close idle connections at once, and a
-		// request that is on its way on one of them would fail.
+		// SetKeepAlivesEnabled(false) would close idle connections at once, and a request that is
+		// on its way on one of them would fail.
 		w.Header().Set("Connection", "close")
 	}
 	if err != nil {
 		w.Header().Set("Retry-After", "1")
 		w.WriteHeader(http.StatusServiceUnavailable)
-		fmt.Fprintf(w, uncountedText, h.instance, n)
+		fmt.Fprintf(w, withoutTotal, h.instance, n)
 		return
 	}
-	fmt.Fprintf(w, countedText, h.instance, n, total)
+	fmt.Fprintf(w, withTotal, h.instance, n, total)
 }
 
-// readyz is ready once there was a sync, and stays so while Redis is down: every
-// instance shares that Redis, so no other could take the requests.
+// readyz answers 200 once a sync has succeeded, and goes on so while Redis is down: all instances
+// share that Redis, so no other one could do better.
 func (h *handler) readyz(w http.ResponseWriter, r *http.Request) {
 	notReady := h.counter.status().notReady
 	if h.stopping.Load() {
@@ -257,9 +255,8 @@ func (h *handler) readyz(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintln(w, "ready")
 }
 
-// metrics answers in the text format of Prometheus,
-// https://prometheus.io/docs/instrumenting/exposition_formats/. It leaves out what
-// the instance does not know.
+// metrics answers in the text format of Prometheus, and leaves out what the instance does not know,
+// https://prometheus.io/docs/instrumenting/exposition_formats/.
 func (h *handler) metrics(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 	metric := func(name, kind, help string, n int64) {
@@ -282,8 +279,8 @@ func (h *handler) metrics(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// healthcheck asks the server at ADDR, on this machine, whether it is ready.
-// It does without http.Client, which would add half a megabyte to the binary.
+// healthcheck asks the server at ADDR, on this machine, whether it is ready. It does without
+// http.Client, which would add half a megabyte to the binary.
 func healthcheck(_ context.Context, cfg config) error {
 	nc, err := net.DialTimeout("tcp", cfg.addr, checkTimeout) // no host, or 0.0.0.0, is this machine
 	if err != nil {
@@ -305,34 +302,34 @@ func healthcheck(_ context.Context, cfg config) error {
 	return err
 }
 
-// A counter counts the requests to this instance and, through Redis, those to the
-// cluster: each exactly once.
+// A counter counts the requests to this instance and, through Redis, those to the cluster: each
+// exactly once.
 //
-// Redis holds a ledger: how many requests each connection of each instance has
-// counted. The total is the sum of these counts. A count is a running one, no difference:
-// sent again, late or twice, it changes nothing, and of two counts the higher one is right.
-// Each instance keeps a copy of the ledger and syncs it every second. It puts back what it
-// knows and Redis has lost.
+// Redis holds a ledger: how many requests each connection of each instance has counted. The total
+// is the sum of these counts. A connection always tells its whole count, never a difference: told
+// again, late or twice, it changes nothing, and of two counts the higher one is right. Each
+// instance keeps a copy of the ledger, and syncs it every one to three seconds. It gives back what
+// Redis has lost.
 type counter struct {
 	redis   *redisServer  // nil for a cluster of one
 	pool    chan *conn    // connections used before; whoever takes one out owns it until it is back
 	spare   chan *conn    // connections not needed so far
-	syncing chan struct{} // has room for one, the one who syncs
+	syncing chan struct{} // a lock with room for one; a mutex would stop the clock of tests
 
 	mu      sync.Mutex       // guards the rest
 	n       int64            // requests counted
 	pending *batch           // takes the requests that arrive now
-	ledger  map[string]entry // by id; entries only rise: by send after its command, and by sync
-	told    time.Time        // when Redis may last have been told anything new
+	ledger  map[string]entry // by id; counts only rise: by send after its command, and by sync
+	told    time.Time        // when Redis may last have learned something new from here
 	synced  bool             // a sync has succeeded, or there is no Redis
 	total   int64            // of the cluster, as last seen
-	down    error            // why the last script has failed, after all attempts; nil if it has not
-	since   time.Time        // when it went down
+	down    error            // why Redis could not run the script last time; nil if it could
+	since   time.Time        // when Redis went down
 }
 
 // A batch is the requests that share one command to Redis.
 type batch struct {
-	size int64 // grows, under counter.mu, until the batch is sealed: no longer pending
+	size int64 // grows, under counter.mu, while the batch is pending; fixed once it is sealed
 
 	done  chan struct{} // closed once the fields below are set
 	n     int64         // number of its last request in the instance
@@ -342,8 +339,8 @@ type batch struct {
 
 func newBatch() *batch { return &batch{done: make(chan struct{})} }
 
-// newCounter returns a counter for the named instance that keeps its total at
-// key in Redis, or counts alone if redis is nil.
+// newCounter returns a counter for the named instance that keeps its total at key in Redis, or
+// counts alone if redis is nil.
 func newCounter(instance, key string, redis *redisServer) *counter {
 	c := &counter{
 		redis:   redis,
@@ -354,16 +351,15 @@ func newCounter(instance, key string, redis *redisServer) *counter {
 		pending: newBatch(),
 		synced:  redis == nil,
 	}
-	id := instance + "/" + rand.Text() // a restarted process is another one
+	id := instance + "/" + rand.Text() // so a restarted process has entries of its own
 	for i := range connections {
 		c.spare <- newConn(redis, key, id+"/"+strconv.Itoa(i+1))
 	}
 	return c
 }
 
-// next counts a request and returns its number in this instance and in the
-// cluster. With an error the cluster's number is unknown; the request is
-// counted all the same, and Redis told later.
+// next counts a request and returns its number in this instance and in the cluster. With an error
+// the cluster's number is unknown. The request is counted even so, and Redis is told later.
 func (c *counter) next() (instance, cluster int64, err error) {
 	c.mu.Lock()
 	if c.redis == nil {
@@ -385,11 +381,11 @@ func (c *counter) next() (instance, cluster int64, err error) {
 	return b.n - after, b.total - after, b.err
 }
 
-// send waits for a connection, seals b, the pending batch, and has Redis count it.
+// send waits for a connection, while b still takes requests. Then it seals b and has it counted.
 func (c *counter) send(b *batch) {
 	conn := c.take()
 	defer func() { c.pool <- conn }()
-	runtime.Gosched() // only for larger batches: handlers that are ready to run join this one
+	runtime.Gosched() // lets handlers that are ready to run join this batch
 	c.mu.Lock()
 	c.pending = newBatch()
 	c.n += b.size
@@ -399,18 +395,18 @@ func (c *counter) send(b *batch) {
 
 	if b.err == nil { // else Redis is down, and will be told later
 		b.total, b.err = c.tell(conn, count)
-		c.note(b.err)
+		c.setDown(b.err)
 	}
 	c.mu.Lock()
-	c.ledger[conn.id] = entry{count: count}
+	c.ledger[conn.id] = entry{count, b.total}
 	c.total = max(c.total, b.total)
 	c.told = time.Now()
 	c.mu.Unlock()
 	close(b.done)
 }
 
-// take waits for a connection. Those used before come first: they are dialed and
-// have an entry in the ledger.
+// take waits for a connection. Those used before come first: they are dialed and have an entry in
+// the ledger.
 func (c *counter) take() *conn {
 	select {
 	case conn := <-c.pool:
@@ -450,9 +446,9 @@ func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
 	return total, err
 }
 
-// note keeps whether the last script has failed, and logs a change. While it has, requests are
-// answered 503 at once.
-func (c *counter) note(err error) {
+// setDown records whether Redis could not run the script, and logs a change. After a failure
+// requests are answered 503 at once, until it runs again.
+func (c *counter) setDown(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
@@ -465,13 +461,13 @@ func (c *counter) note(err error) {
 	}
 	c.down = err
 	c.redis.down.Store(err != nil)
-	if err != nil { // the failed command may still have reached Redis, as late as now
+	if err != nil { // a command sent before may reach Redis as late as now
 		c.told = time.Now()
 	}
 }
 
-// run syncs at each interval, and twice a second while Redis is down, until ctx is done.
-func (c *counter) run(ctx context.Context) {
+// keepSynced syncs at each interval, and twice a second while Redis is down, until ctx is done.
+func (c *counter) keepSynced(ctx context.Context) {
 	if c.redis == nil {
 		return
 	}
@@ -485,7 +481,7 @@ func (c *counter) run(ctx context.Context) {
 			next = time.Now().Add(c.interval())
 		}
 		select {
-		case <-time.After(min(retryInterval, time.Until(next))): // Redis may have gone down
+		case <-time.After(min(retryInterval, time.Until(next))): // a batch may find Redis down
 		case <-ctx.Done():
 		}
 	}
@@ -496,14 +492,14 @@ func (c *counter) interval() time.Duration {
 	return min(syncInterval+time.Duration(c.status().entries)*entryInterval, maxInterval)
 }
 
-// sync brings the ledger here and that in Redis to the higher count of each entry.
+// sync gives both ledgers, the one here and that in Redis, the higher count of each entry.
 func (c *counter) sync(conn *conn) error {
 	known := c.status().total
 	// The total is read before the entries. If Redis loses data in between, entries are lacking,
 	// and this total is not used.
 	total, err := conn.total()
+	c.setDown(err)
 	if err != nil {
-		c.note(err)
 		return err
 	}
 	c.mu.Lock()
@@ -520,8 +516,6 @@ func (c *counter) sync(conn *conn) error {
 		}
 		err = conn.restore(lacking)
 	}
-	c.note(nil) // the script works, whatever came of the ledger
-	maps.DeleteFunc(theirs, func(id string, e entry) bool { return e.count <= ours[id].count })
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -540,33 +534,33 @@ func (c *counter) sync(conn *conn) error {
 	if len(lacking) > 0 {
 		slog.Info("told Redis what it lacked", "redis", c.redis,
 			"requests", requests, "entries", len(lacking))
-	} else if c.total == known { // no batch has moved it meanwhile
-		c.total = total
+	} else if c.total == known { // else a batch knows better
+		c.total = total // may be lower: Redis lost what nobody here knows
 	}
 	c.synced = true
 	return nil
 }
 
-// end tells Redis all that is known here, and gives each other instance the time to read it:
-// if Redis forgets it before, nobody knows it any more. While Redis is away it tries until
-// ctx is done. It keeps all connections.
+// end tells Redis all that this instance knows, and then waits until the other instances have read
+// it: from then on they can give it back. While Redis is down it tries until ctx is done. It keeps
+// all connections, so that nothing is counted after it.
 func (c *counter) end(ctx context.Context) {
 	conn := c.take()
 	defer conn.close()
 	for range cap(c.pool) - 1 {
-		c.take().close() // for good: from now on no batch is under way, and no other sync
+		c.take().close()
 	}
 	for logged := false; c.status().entries > 0; logged = true {
 		err := c.sync(conn)
 		wait := time.Until(c.status().told.Add(c.interval() * 3 / 2))
-		if wait <= 0 {
+		if wait <= 0 { // not after an error, which sets told
 			return
 		}
 		if !logged {
-			slog.Info("waiting until the other instances know what was counted here")
+			slog.Info("waiting until Redis and the other instances know what was counted here")
 		}
 		select {
-		case <-time.After(min(wait, retryInterval)): // Redis may lose its data meanwhile
+		case <-time.After(min(wait, retryInterval)): // Redis may lose data meanwhile
 		case <-ctx.Done():
 			if err != nil {
 				slog.Warn("Redis may not know all that this instance has counted", "cause", err)
@@ -581,7 +575,7 @@ type status struct {
 	n, total int64     // requests handled here, and by all
 	entries  int       // in the ledger
 	told     time.Time // when Redis may last have been told anything new
-	down     error     // why the last script has failed
+	down     error     // why Redis could not run the script last time
 	notReady error     // nil once a sync has succeeded
 }
 
@@ -590,7 +584,7 @@ func (c *counter) status() status {
 	defer c.mu.Unlock()
 	s := status{n: c.n, total: c.total, entries: len(c.ledger), told: c.told, down: c.down}
 	if !c.synced {
-		s.notReady = cmp.Or(c.down, errors.New("no answer from Redis yet"))
+		s.notReady = cmp.Or(c.down, errors.New("no sync with Redis yet"))
 	}
 	return s
 }

@@ -19,17 +19,17 @@ import (
 )
 
 const (
-	maxString   = 1 << 20                // longest string: that of an entry stays below 1 KiB
-	dialTimeout = time.Second            // to connect: a host that has gone is silent
-	minPause    = 10 * time.Millisecond  // between two attempts of a command; doubles with each
-	maxPause    = 100 * time.Millisecond // the longest
+	maxString   = 1 << 20                // longest string accepted; one of an entry is below 1 KiB
+	dialTimeout = time.Second            // to connect: a host that is gone does not answer at all
+	minPause    = 10 * time.Millisecond  // first between two attempts; it doubles with each
+	maxPause    = 100 * time.Millisecond // longest
 	chunk       = 1000                   // entries in a command, so that Redis is not held up for long
 )
 
-// appendCommand appends a command as RESP has it: an array of bulk strings,
+// encode returns a command as RESP has it, an array of bulk strings,
 // https://redis.io/docs/latest/develop/reference/protocol-spec/#arrays.
-func appendCommand(b []byte, args ...string) []byte {
-	b = fmt.Appendf(b, "*%d\r\n", len(args))
+func encode(args ...string) []byte {
+	b := fmt.Appendf(nil, "*%d\r\n", len(args))
 	for _, arg := range args {
 		b = fmt.Appendf(b, "$%d\r\n%s\r\n", len(arg), arg)
 	}
@@ -42,7 +42,7 @@ type redisError string
 
 func (e redisError) Error() string { return string(e) }
 
-// isCode reports whether err is an error reply with that code.
+// isCode reports whether err is an error reply whose first word is code.
 func isCode(err error, code string) bool {
 	var reply redisError
 	return errors.As(err, &reply) && strings.HasPrefix(string(reply), code+" ")
@@ -55,8 +55,8 @@ type reply struct {
 	list []string // '*', an array of bulk strings
 }
 
-// readReply reads a reply that must be of a kind. An error reply comes back as a redisError.
-// Other errors quote no text: something that echoes AUTH would tell the password.
+// readReply reads a reply of the given kind. An error reply comes back as a redisError. Other
+// errors quote no text: a server that echoes AUTH would put the password into the log.
 func readReply(r *bufio.Reader, kind byte) (got reply, err error) {
 	line, err := r.ReadSlice('\n')
 	if err != nil {
@@ -97,27 +97,26 @@ func readReply(r *bufio.Reader, kind byte) (got reply, err error) {
 	return reply{n: n}, nil
 }
 
-// A redisServer says how to reach Redis.
+// A redisServer says how to reach Redis, and has what all connections know of its state.
 type redisServer struct {
 	addr    string        // host:port
 	greet   [][]string    // sent after each dial: AUTH, secret, and SELECT, each only where needed
 	tls     *tls.Config   // nil for none
-	timeout time.Duration // for which a command is tried again
+	timeout time.Duration // after it a command gets one last attempt
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	generation atomic.Int64 // grows when a connection fails; those of an earlier one are redialed
-	down       atomic.Bool  // one attempt over a fresh TCP connection is enough
+	down       atomic.Bool  // Redis is down: the next attempt of a command is its last
 }
 
-// dialAlone dials as net.Dialer does, with a lookup of its own. Lookups that
-// overlap would share one, and all wait where a packet of that was lost: for 5 s,
-// unless resolv.conf says otherwise.
+// dialAlone dials as net.Dialer does, with a resolver of its own. A shared one merges lookups, and
+// one lost packet then holds up all connections: for 5 s, unless resolv.conf says otherwise.
 func dialAlone(ctx context.Context, network, addr string) (net.Conn, error) {
 	return (&net.Dialer{Resolver: new(net.Resolver)}).DialContext(ctx, network, addr)
 }
 
-// parseRedisURL reads redis://[[user]:password@]host[:port][/db]. Its errors
-// quote nothing but the scheme: any other part may hold a password.
+// parseRedisURL reads REDIS_URL. Its errors quote nothing but the scheme: any other part may hold a
+// password.
 func parseRedisURL(rawURL string, timeout time.Duration) (*redisServer, error) {
 	const form = "redis://[[user]:password@]host[:port][/db]"
 	u, err := url.Parse(rawURL)
@@ -170,21 +169,21 @@ func (s *redisServer) String() string {
 	return s.addr
 }
 
-// errBehind is the script's answer where Redis has lost data.
+// errBehind is what the script returns where Redis has lost data.
 const errBehind = redisError("BEHIND the total is lower than its client knows")
 
-// script raises entries of the ledger, each to a count, and the total by the differences.
-// Sent again, or late, it changes nothing. It answers the total that the last entry reached,
-// and stores that in the entry: a command sent again has the same answer. Without entries it
-// answers the total.
+// script raises entries of the ledger, each to a count, and the total by the differences. Sent
+// again, or late, it changes nothing. It returns the total that the last entry reached, or without
+// entries the total. It stores the former in the entry, so the same command returns it again.
 //
-// ARGV begins with the total that the sender knows, or with nothing. Where Redis has less, the
-// script does nothing and answers errBehind. Each entry then has three arguments: its id, its
-// count, and the total that it reached. That is empty for new requests: the script finds it.
+// ARGV[1] is the total that the sender knows, or empty. If Redis has less, the script does nothing
+// and returns errBehind. Then each entry has three arguments: its id, its count, and the total that
+// it reached. The last one is empty for new requests: the script finds it.
 //
-// INCRBY by 0 comes first, and HSET before the other INCRBY: where one of them is refused, as
-// all are by a replica, nothing is counted. Numbers are written with %d, exact here to 2^53, as
-// Lua gives some a form that INCRBY refuses (1e+08, https://github.com/redis/redis/pull/13115).
+// The writes are in an order in which a refused one counts nothing. INCRBY by 0 fails first where
+// Redis refuses all, as a replica does. HSET comes before the INCRBY that counts. Numbers are
+// written with %d, exact here to 2^53, as Lua gives some a form that INCRBY refuses (1e+08,
+// https://github.com/redis/redis/pull/13115).
 const script = `local total, known = redis.call('INCRBY', KEYS[1], 0), tonumber(ARGV[1])
 if known and total < known then
 	return redis.error_reply('` + string(errBehind) + `')
@@ -225,14 +224,14 @@ type conn struct {
 	totalKey, ledgerKey string
 	id                  string // of its entry in the ledger
 
-	addr       string   // that nc was dialed at
+	addr       string   // last dialed
 	nc         net.Conn // nil while there is none
 	r          *bufio.Reader
 	generation int64 // of the server when nc was dialed
 }
 
-// newConn returns a connection for an entry in the ledger of key. The braces
-// put both keys into one cluster slot,
+// newConn returns a connection for an entry in the ledger of key. The braces put both keys into one
+// slot of a Redis Cluster,
 // https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags.
 func newConn(s *redisServer, key, id string) *conn {
 	return &conn{server: s, id: id, totalKey: key, ledgerKey: "{" + key + "}:ledger"}
@@ -259,7 +258,7 @@ func (c *conn) restore(lacking map[string]entry) error {
 	return nil
 }
 
-// total returns the total.
+// total returns the total. It writes, an INCRBY by 0, so it fails wherever counting would.
 func (c *conn) total() (int64, error) { return c.eval("") }
 
 // eval has Redis run the script.
@@ -273,7 +272,7 @@ func (c *conn) eval(args ...string) (int64, error) {
 	return got.n, err
 }
 
-// entries returns the ledger. It leaves out what is no entry.
+// entries returns the ledger. It skips fields that hold no entry.
 func (c *conn) entries() (map[string]entry, error) {
 	got, err := c.try('*', "HGETALL", c.ledgerKey)
 	entries := make(map[string]entry, len(got.list)/2)
@@ -288,10 +287,10 @@ func (c *conn) entries() (map[string]entry, error) {
 	return entries, err
 }
 
-// try sends a command until it succeeds; once the server's timeout is over it makes one last
-// attempt. An attempt takes half of that timeout at most. The first one is made over the TCP
-// connection that was kept, which may be dead in silence, the others over fresh ones. An error
-// names the address that was tried.
+// try sends a command until it succeeds or the server's timeout is over, and then once more. Each
+// attempt ends after half of that timeout. The first one uses the TCP connection that was kept, if
+// there is one. It may be dead without a sign, so each later attempt is over a fresh one, the last
+// one too. An error names the address that was tried.
 func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 	end := time.Now().Add(c.server.timeout)
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
@@ -332,14 +331,14 @@ func (c *conn) attempt(addr string, deadline time.Time, kind byte, args ...strin
 		}
 	}
 	c.nc.SetDeadline(deadline)
-	if _, err := c.nc.Write(appendCommand(nil, args...)); err != nil {
+	if _, err := c.nc.Write(encode(args...)); err != nil {
 		return reply{}, err
 	}
 	return readReply(c.r, kind)
 }
 
-// movedAddr returns the address in "MOVED slot host:port", where an IPv6 host has
-// no brackets, and an empty one or a question mark means the node that said it,
+// movedAddr returns the address in "MOVED slot host:port", where an IPv6 host has no brackets, and
+// an empty one or a question mark means the node that said it,
 // https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#moved-redirection.
 func movedAddr(reply, from string) string {
 	addr := reply[strings.LastIndexByte(reply, ' ')+1:]
@@ -351,7 +350,7 @@ func movedAddr(reply, from string) string {
 	return net.JoinHostPort(host, port)
 }
 
-// dial connects to addr and shakes hands.
+// dial connects to addr and sends the server's greeting.
 func (c *conn) dial(addr string, deadline time.Time) error {
 	c.addr, c.generation = addr, c.server.generation.Load()
 	ctx, cancel := context.WithTimeout(context.Background(), min(dialTimeout, time.Until(deadline)))
@@ -361,9 +360,10 @@ func (c *conn) dial(addr string, deadline time.Time) error {
 		return err
 	}
 	if c.server.tls != nil {
-		cfg := c.server.tls.Clone() // has the name that the certificate must be for: REDIS_URL's,
+		// The certificate must be for addr's host, or for REDIS_URL's where MOVED named a bare IP.
+		cfg := c.server.tls.Clone()
 		if host, _, _ := net.SplitHostPort(addr); net.ParseIP(host) == nil {
-			cfg.ServerName = host // unless MOVED led to another name
+			cfg.ServerName = host
 		}
 		nc = tls.Client(nc, cfg)
 	}

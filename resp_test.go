@@ -23,10 +23,10 @@ import (
 	"github.com/alicebob/miniredis/v2"
 )
 
-func TestAppendCommand(t *testing.T) {
+func TestEncode(t *testing.T) {
 	t.Parallel()
-	got := appendCommand([]byte("x"), "SET", "", "a\r\nb")
-	if want := "x*3\r\n$3\r\nSET\r\n$0\r\n\r\n$4\r\na\r\nb\r\n"; string(got) != want {
+	got := encode("SET", "", "a\r\nb")
+	if want := "*3\r\n$3\r\nSET\r\n$0\r\n\r\n$4\r\na\r\nb\r\n"; string(got) != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
@@ -304,7 +304,7 @@ func TestTry(t *testing.T) {
 			answers: many("-ERR unknown command 'AUTH', with args beginning with: 'secret'\r\n", 1),
 			err:     "fake:6379: AUTH: ERR unknown command 'AUTH'"},
 		{name: "down, an echo of AUTH", down: true, url: password, dialed: 1,
-			answers: many(string(appendCommand(nil, "AUTH", "secret")), 1),
+			answers: many(string(encode("AUTH", "secret")), 1),
 			err:     "fake:6379: AUTH: reply of kind '*': want '+'"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
