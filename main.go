@@ -34,7 +34,7 @@ const usage = `Usage: requestcount               count requests and answer them
 Settings, by environment variable; empty means unset:
   ADDR            :8083         listen address
   REDIS_URL                     redis://[[user]:password@]host[:port][/db], rediss:// for TLS
-  REDIS_KEY       requestcount  key of the total; that of the ledger is {requestcount}:ledger
+  REDIS_KEY       requestcount  key of the total; the ledger is at {REDIS_KEY}:ledger, with braces
   REDIS_TIMEOUT   1s            how long Redis may be away before requests are answered 503
   SHUTDOWN_DELAY  0s            how long to go on serving, not ready, after SIGTERM
 `
@@ -53,7 +53,7 @@ const (
 	connections   = 8                      // to Redis, at most; more are no faster
 	syncInterval  = time.Second            // between two syncs of an empty ledger
 	entryInterval = 500 * time.Microsecond // added for each entry, as a sync reads them all
-	maxInterval   = 3 * time.Second        // ReadTimeout and 1.5 of these are below drainTimeout
+	maxInterval   = 3 * time.Second        // 1.5 of these and ReadTimeout are less than drainTimeout
 	retryInterval = 500 * time.Millisecond // between two syncs while Redis is down
 	maxSyncs      = 10                     // for one batch, before it fails
 )
@@ -288,7 +288,7 @@ func healthcheck(_ context.Context, cfg config) error {
 	}
 	defer nc.Close()
 	nc.SetDeadline(time.Now().Add(checkTimeout))
-	// If this fails, so does the reading.
+	// An error here shows up when the answer is read.
 	io.WriteString(nc, "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
 	resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
 	if err != nil {
@@ -308,8 +308,8 @@ func healthcheck(_ context.Context, cfg config) error {
 // Redis holds a ledger: how many requests each connection of each instance has counted. The total
 // is the sum of these counts. A connection always tells its whole count, never a difference: told
 // again, late or twice, it changes nothing, and of two counts the higher one is right. Each
-// instance keeps a copy of the ledger, and syncs it every one to three seconds. It gives back what
-// Redis has lost.
+// instance has a copy of the ledger, synced every one to three seconds. From its copy it gives back
+// what Redis has lost.
 type counter struct {
 	redis   *redisServer  // nil for a cluster of one
 	pool    chan *conn    // connections used before; whoever takes one out owns it until it is back
@@ -323,7 +323,7 @@ type counter struct {
 	told    time.Time        // when Redis may last have learned something new from here
 	synced  bool             // a sync has succeeded, or there is no Redis
 	total   int64            // of the cluster, as last seen
-	down    error            // why Redis could not run the script last time; nil if it could
+	down    error            // why the last try to count in Redis failed; nil if it succeeded
 	since   time.Time        // when Redis went down
 }
 
@@ -389,23 +389,24 @@ func (c *counter) send(b *batch) {
 	c.mu.Lock()
 	c.pending = newBatch()
 	c.n += b.size
-	b.n, b.err = c.n, c.down
+	b.n = c.n
+	b.err = c.down // while Redis is down the batch is not sent, and told later
 	count := c.ledger[conn.id].count + b.size
 	c.mu.Unlock()
 
-	if b.err == nil { // else Redis is down, and will be told later
+	if b.err == nil {
 		b.total, b.err = c.tell(conn, count)
 		c.setDown(b.err)
 	}
 	c.mu.Lock()
-	c.ledger[conn.id] = entry{count, b.total}
+	c.ledger[conn.id] = entry{count, b.total} // after an error too, for a later sync
 	c.total = max(c.total, b.total)
 	c.told = time.Now()
 	c.mu.Unlock()
 	close(b.done)
 }
 
-// take waits for a connection. Those used before come first: they are dialed and have an entry in
+// take waits for a connection. Those used before come first: most are dialed and have an entry in
 // the ledger.
 func (c *counter) take() *conn {
 	select {
@@ -421,8 +422,9 @@ func (c *counter) take() *conn {
 	}
 }
 
-// tell has Redis raise the connection's entry to count, and returns the total just after that.
-// Where Redis has lost data a sync comes first, and another one where that was not enough.
+// tell has Redis raise the connection's entry to count, and returns the total just after that. If
+// Redis has lost data, a sync gives back what this instance knows. If the total is still lower than
+// it was, a second sync accepts that.
 func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
 	total, err = conn.raise(c.status().total, count)
 	if !errors.Is(err, errBehind) {
@@ -446,8 +448,8 @@ func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
 	return total, err
 }
 
-// setDown records whether Redis could not run the script, and logs a change. After a failure
-// requests are answered 503 at once, until it runs again.
+// setDown records how the last try to count in Redis went, and logs a change. After a failure
+// requests are answered 503 at once, until a try succeeds.
 func (c *counter) setDown(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -495,8 +497,8 @@ func (c *counter) interval() time.Duration {
 // sync gives both ledgers, the one here and that in Redis, the higher count of each entry.
 func (c *counter) sync(conn *conn) error {
 	known := c.status().total
-	// The total is read before the entries. If Redis loses data in between, entries are lacking,
-	// and this total is not used.
+	// The total is read before the entries. If Redis loses data in between, some entries are lacking,
+	// and then c.total keeps its value.
 	total, err := conn.total()
 	c.setDown(err)
 	if err != nil {
@@ -534,8 +536,9 @@ func (c *counter) sync(conn *conn) error {
 	if len(lacking) > 0 {
 		slog.Info("told Redis what it lacked", "redis", c.redis,
 			"requests", requests, "entries", len(lacking))
-	} else if c.total == known { // else a batch knows better
-		c.total = total // may be lower: Redis lost what nobody here knows
+	}
+	if len(lacking) == 0 && c.total == known { // else a batch knows better
+		c.total = total // may be lower, if Redis has lost what nobody here knows
 	}
 	c.synced = true
 	return nil
@@ -551,9 +554,9 @@ func (c *counter) end(ctx context.Context) {
 		c.take().close()
 	}
 	for logged := false; c.status().entries > 0; logged = true {
-		err := c.sync(conn)
+		err := c.sync(conn) // the only one: others need a connection
 		wait := time.Until(c.status().told.Add(c.interval() * 3 / 2))
-		if wait <= 0 { // not after an error, which sets told
+		if err == nil && wait <= 0 {
 			return
 		}
 		if !logged {
@@ -574,9 +577,9 @@ func (c *counter) end(ctx context.Context) {
 type status struct {
 	n, total int64     // requests handled here, and by all
 	entries  int       // in the ledger
-	told     time.Time // when Redis may last have been told anything new
-	down     error     // why Redis could not run the script last time
-	notReady error     // nil once a sync has succeeded
+	told     time.Time // as in counter
+	down     error     // as in counter
+	notReady error     // nil once there was a sync
 }
 
 func (c *counter) status() status {

@@ -105,7 +105,7 @@ type redisServer struct {
 	timeout time.Duration // after it a command gets one last attempt
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	generation atomic.Int64 // grows when a connection fails; those of an earlier one are redialed
+	generation atomic.Int64 // grows when a connection fails; those dialed before are dialed anew
 	down       atomic.Bool  // Redis is down: the next attempt of a command is its last
 }
 
@@ -173,8 +173,8 @@ func (s *redisServer) String() string {
 const errBehind = redisError("BEHIND the total is lower than its client knows")
 
 // script raises entries of the ledger, each to a count, and the total by the differences. Sent
-// again, or late, it changes nothing. It returns the total that the last entry reached, or without
-// entries the total. It stores the former in the entry, so the same command returns it again.
+// again, or late, it changes nothing. It returns the total that the last entry reached. It stores
+// that in the entry, so the same command returns it again. Without entries it returns the total.
 //
 // ARGV[1] is the total that the sender knows, or empty. If Redis has less, the script does nothing
 // and returns errBehind. Then each entry has three arguments: its id, its count, and the total that
@@ -289,8 +289,8 @@ func (c *conn) entries() (map[string]entry, error) {
 
 // try sends a command until it succeeds or the server's timeout is over, and then once more. Each
 // attempt ends after half of that timeout. The first one uses the TCP connection that was kept, if
-// there is one. It may be dead without a sign, so each later attempt is over a fresh one, the last
-// one too. An error names the address that was tried.
+// there is one. That may be dead without a sign, so it does not count as the last attempt, and each
+// later one is over a fresh connection. An error names the address that was tried.
 func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 	end := time.Now().Add(c.server.timeout)
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
@@ -310,7 +310,7 @@ func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 			return got, err
 		}
 		c.close()
-		if !errors.As(err, new(redisError)) { // the other connections may be dead, too
+		if kept && !errors.As(err, new(redisError)) { // the others that were kept may be dead, too
 			c.server.generation.CompareAndSwap(c.generation, c.generation+1)
 		}
 		if kept {

@@ -371,24 +371,36 @@ func TestMovedAddr(t *testing.T) {
 	}
 }
 
-// Where a connection has failed, the others are dialed anew, once; an error reply is no such failure.
+// Where a kept connection has failed, the others are dialed anew, once. An error reply is no such
+// failure, nor is a dial that fails.
 func TestOneDeadAllDialedAnew(t *testing.T) {
-	for answer, want := range map[string]int{silent: 8, closed: 8, "-LOADING\r\n": 5} {
+	for _, tt := range []struct {
+		name           string
+		dials, answers []string
+		want           int
+	}{
+		{"silent", nil, []string{silent}, 9},
+		{"closed", nil, []string{closed}, 9},
+		{"an error reply", nil, []string{"-LOADING\r\n"}, 6},
+		{"a dial that fails", []string{closed}, nil, 6},
+	} {
 		synctest.Test(t, func(t *testing.T) {
 			s := &scripted{}
 			server := fakeRedis(s.answer).server(t, "redis://fake")
-			var conns [4]*conn
+			var conns [5]*conn // the last one is dialed later
 			for i := range conns {
 				conns[i] = newConn(server, "k", fmt.Sprint("host:1/X/", i))
 				defer func() { conns[i].close() }()
-				conns[i].raise(0, 1)
 			}
-			s.answers = []string{answer}
-			for i := range 8 {
-				conns[i%4].raise(0, 1)
+			for _, c := range conns[:4] {
+				c.raise(0, 1)
 			}
-			if len(s.addrs) != want {
-				t.Errorf("after %q: got %d dials of 4 connections, want %d", answer, len(s.addrs), want)
+			s.dials, s.answers = tt.dials, tt.answers
+			for i := range 10 {
+				conns[i%5].raise(0, 1)
+			}
+			if len(s.addrs) != tt.want {
+				t.Errorf("%s: got %d dials of 5 connections, want %d", tt.name, len(s.addrs), tt.want)
 			}
 		})
 	}
