@@ -48,7 +48,7 @@ const (
 )
 
 const (
-	drainTimeout  = 10 * time.Second       // for the last answers, and for telling Redis of them
+	drainTimeout  = 10 * time.Second       // for telling Redis of the last requests
 	checkTimeout  = time.Second            // for each of a healthcheck's two steps; a probe has 3 s
 	connections   = 8                      // to Redis, at most; more are no faster
 	syncInterval  = time.Second            // between two syncs of an empty ledger
@@ -117,7 +117,7 @@ func loadConfig() (cfg config, err error) {
 	if strings.ContainsAny(cfg.key, "{}") {
 		return cfg, fmt.Errorf("REDIS_KEY: brace in %q: want a key without braces", cfg.key)
 	}
-	if cfg.redisTimeout, err = getenvDuration("REDIS_TIMEOUT", "1s", time.Millisecond); err == nil {
+	if cfg.redisTimeout, err = getenvDuration("REDIS_TIMEOUT", "1s", 20*time.Millisecond); err == nil {
 		cfg.shutdownDelay, err = getenvDuration("SHUTDOWN_DELAY", "0s", 0)
 	}
 	if err != nil {
@@ -180,7 +180,9 @@ func run(ctx context.Context, cfg config) error {
 	time.Sleep(cfg.shutdownDelay)
 	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
-	if err := server.Shutdown(drain); err != nil {
+	answers, cancel := context.WithTimeout(context.Background(), server.WriteTimeout)
+	defer cancel()
+	if err := server.Shutdown(answers); err != nil {
 		slog.Warn("some requests took too long to be answered", "cause", err)
 		server.Close()
 	}
@@ -321,7 +323,7 @@ type counter struct {
 	pending *batch           // takes the requests that arrive now
 	ledger  map[string]entry // by id; counts only rise: by send after its command, and by sync
 	told    time.Time        // when Redis may last have learned something new from here
-	synced  bool             // a sync has succeeded, or there is no Redis
+	syncs   int              // how many have succeeded
 	total   int64            // of the cluster, as last seen
 	down    error            // why the last try to count in Redis failed; nil if it succeeded
 	since   time.Time        // when Redis went down
@@ -349,7 +351,6 @@ func newCounter(instance, key string, redis *redisServer) *counter {
 		syncing: make(chan struct{}, 1),
 		ledger:  map[string]entry{},
 		pending: newBatch(),
-		synced:  redis == nil,
 	}
 	id := instance + "/" + rand.Text() // so a restarted process has entries of its own
 	for i := range connections {
@@ -426,23 +427,21 @@ func (c *counter) take() *conn {
 // Redis has lost data, a sync gives back what this instance knows. If the total is still lower than
 // it was, a second sync accepts that.
 func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
-	total, err = conn.raise(c.status().total, count)
-	if !errors.Is(err, errBehind) {
-		return total, err
-	}
-	c.syncing <- struct{}{}
-	defer func() { <-c.syncing }()
 	for range maxSyncs {
-		s := c.status()
-		if s.down != nil {
-			return 0, s.down
-		}
-		total, err = conn.raise(s.total, count) // the sync of another one may have been enough
+		before := c.status()
+		total, err = conn.raise(before.total, count)
 		if !errors.Is(err, errBehind) {
 			break
 		}
-		if err := c.sync(conn); err != nil {
-			return 0, err
+		c.syncing <- struct{}{}
+		now := c.status()
+		failed := now.down
+		if failed == nil && now.syncs == before.syncs { // else the sync of another one may be enough
+			failed = c.sync(conn)
+		}
+		<-c.syncing
+		if failed != nil {
+			return 0, failed
 		}
 	}
 	return total, err
@@ -518,6 +517,9 @@ func (c *counter) sync(conn *conn) error {
 		}
 		err = conn.restore(lacking)
 	}
+	if err == nil && len(lacking) == 0 && total < known {
+		total, err = conn.total() // others may have put something back since
+	}
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -540,7 +542,7 @@ func (c *counter) sync(conn *conn) error {
 	if len(lacking) == 0 && c.total == known { // else a batch knows better
 		c.total = total // may be lower, if Redis has lost what nobody here knows
 	}
-	c.synced = true
+	c.syncs++
 	return nil
 }
 
@@ -577,6 +579,7 @@ func (c *counter) end(ctx context.Context) {
 type status struct {
 	n, total int64     // requests handled here, and by all
 	entries  int       // in the ledger
+	syncs    int       // as in counter
 	told     time.Time // as in counter
 	down     error     // as in counter
 	notReady error     // nil once there was a sync
@@ -585,8 +588,9 @@ type status struct {
 func (c *counter) status() status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := status{n: c.n, total: c.total, entries: len(c.ledger), told: c.told, down: c.down}
-	if !c.synced {
+	s := status{n: c.n, total: c.total, entries: len(c.ledger), syncs: c.syncs,
+		told: c.told, down: c.down}
+	if c.redis != nil && c.syncs == 0 {
 		s.notReady = cmp.Or(c.down, errors.New("no sync with Redis yet"))
 	}
 	return s

@@ -3,6 +3,7 @@ package faults
 import (
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -84,5 +85,24 @@ func TestRefusedForGood(t *testing.T) {
 		if !strings.Contains(log, want) {
 			t.Errorf("the log: got no %q, want one, in:\n%s", want, log)
 		}
+	}
+}
+
+// A request that waits for a silent Redis when its instance is told to stop is answered, even if
+// that takes longer than the 10 s for which the instance tries to tell Redis.
+func TestAnsweredAsItEnds(t *testing.T) {
+	needRedis(t)
+	t.Parallel()
+	s, url := startRedis(t)
+	p := startProcess(t, url, "REDIS_TIMEOUT=7500ms")
+	next(t, p, 1)
+	s.cmd.Process.Signal(syscall.SIGSTOP)
+	time.AfterFunc(time.Second, p.terminate)
+	a, err := ask(http.DefaultClient, p.url)
+	if took := a.end - a.start; err != nil || a.Status != http.StatusServiceUnavailable || took < 11*time.Second {
+		t.Errorf("got %+v, %v after %v, want a 503 after 11 s", a, err, took)
+	}
+	if status, log := p.stop(); status != 0 || !strings.Contains(log, "msg=stop handled=2\n") {
+		t.Errorf("stopped: got status %d, want 0, in:\n%s", status, log)
 	}
 }
