@@ -1052,8 +1052,7 @@ func TestEnd(t *testing.T) {
 			took: 3*time.Second + others, total: 5},
 		{name: "a request under way", asked: 3, fault: silent, lasts: 400 * time.Millisecond, late: 1,
 			took: 500*time.Millisecond + others, total: 4},
-		{name: "the ledger cannot be read", asked: 3, idle: 2 * time.Second, fault: unread, lasts: 3 * time.Second,
-			took: 3 * time.Second, total: 3},
+		{name: "the ledger cannot be read", asked: 3, fault: unread, lasts: 1400 * time.Millisecond, took: 3 * time.Second, total: 3},
 		{name: "Redis is away for good", asked: 3, fault: closed, lasts: time.Hour, took: drainTimeout, total: 3},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
