@@ -48,7 +48,7 @@ const (
 )
 
 const (
-	drainTimeout  = 10 * time.Second       // for telling Redis of the last requests
+	drainTimeout  = 10 * time.Second       // after SHUTDOWN_DELAY, for telling Redis the rest
 	checkTimeout  = time.Second            // for each of a healthcheck's two steps; a probe has 3 s
 	connections   = 8                      // to Redis, at most; more are no faster
 	syncInterval  = time.Second            // between two syncs of an empty ledger
@@ -196,7 +196,7 @@ func newServer(h http.Handler, redisTimeout time.Duration) *http.Server {
 	return &http.Server{
 		Handler:     h,
 		ReadTimeout: drainTimeout / 2, // so a slow client leaves time for telling Redis
-		// A request may wait for the command of an earlier one. Each may take two timeouts.
+		// A request may wait for an earlier one. Each takes up to two timeouts, unless it has to sync.
 		WriteTimeout: max(10*time.Second, 4*redisTimeout+time.Second),
 		// A load balancer keeps an idle connection for up to 600 s. It must be the one that closes
 		// it: a request that crosses the server's close on the way gets a 502,
@@ -243,8 +243,8 @@ func (h *handler) count(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, withTotal, h.instance, n, total)
 }
 
-// readyz answers 200 once a sync has succeeded, and goes on so while Redis is down: all instances
-// share that Redis, so no other one could do better.
+// readyz answers 200 once a sync has succeeded, even while Redis is down: all instances share that
+// Redis, so no other one could do better.
 func (h *handler) readyz(w http.ResponseWriter, r *http.Request) {
 	notReady := h.counter.status().notReady
 	if h.stopping.Load() {
@@ -316,7 +316,7 @@ type counter struct {
 	redis   *redisServer  // nil for a cluster of one
 	pool    chan *conn    // connections used before; whoever takes one out owns it until it is back
 	spare   chan *conn    // connections not needed so far
-	syncing chan struct{} // a lock with room for one; a mutex would stop the clock of tests
+	syncing chan struct{} // a lock; with a mutex the fake clock of tests would stand still
 
 	mu      sync.Mutex       // guards the rest
 	n       int64            // requests counted
@@ -378,11 +378,12 @@ func (c *counter) next() (instance, cluster int64, err error) {
 		c.send(b)
 	}
 	<-b.done
-	after := b.size - place
-	return b.n - after, b.total - after, b.err
+	later := b.size - place
+	return b.n - later, b.total - later, b.err
 }
 
-// send waits for a connection, while b still takes requests. Then it seals b and has it counted.
+// send waits for a connection; requests join b meanwhile. Then it seals b, so that the next ones
+// join another batch, and has it counted.
 func (c *counter) send(b *batch) {
 	conn := c.take()
 	defer func() { c.pool <- conn }()
@@ -391,7 +392,7 @@ func (c *counter) send(b *batch) {
 	c.pending = newBatch()
 	c.n += b.size
 	b.n = c.n
-	b.err = c.down // while Redis is down the batch is not sent, and told later
+	b.err = c.down // if Redis is down, a later sync tells it
 	count := c.ledger[conn.id].count + b.size
 	c.mu.Unlock()
 
@@ -400,7 +401,7 @@ func (c *counter) send(b *batch) {
 		c.setDown(b.err)
 	}
 	c.mu.Lock()
-	c.ledger[conn.id] = entry{count, b.total} // after an error too, for a later sync
+	c.ledger[conn.id] = entry{count, b.total} // after an error too
 	c.total = max(c.total, b.total)
 	c.told = time.Now()
 	c.mu.Unlock()
@@ -424,8 +425,8 @@ func (c *counter) take() *conn {
 }
 
 // tell has Redis raise the connection's entry to count, and returns the total just after that. If
-// Redis has lost data, a sync gives back what this instance knows. If the total is still lower than
-// it was, a second sync accepts that.
+// Redis has lost data, a sync gives back what this instance knows. A sync with nothing to give back
+// accepts the lower total.
 func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
 	for range maxSyncs {
 		before := c.status()
@@ -435,13 +436,13 @@ func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
 		}
 		c.syncing <- struct{}{}
 		now := c.status()
-		failed := now.down
-		if failed == nil && now.syncs == before.syncs { // else the sync of another one may be enough
-			failed = c.sync(conn)
+		syncErr := now.down
+		if syncErr == nil && now.syncs == before.syncs { // else the sync of another may be enough
+			syncErr = c.sync(conn)
 		}
 		<-c.syncing
-		if failed != nil {
-			return 0, failed
+		if syncErr != nil {
+			return 0, syncErr
 		}
 	}
 	return total, err
@@ -462,7 +463,7 @@ func (c *counter) setDown(err error) {
 	}
 	c.down = err
 	c.redis.down.Store(err != nil)
-	if err != nil { // a command sent before may reach Redis as late as now
+	if err != nil { // the failed command may have reached Redis only now
 		c.told = time.Now()
 	}
 }
@@ -539,16 +540,16 @@ func (c *counter) sync(conn *conn) error {
 		slog.Info("told Redis what it lacked", "redis", c.redis,
 			"requests", requests, "entries", len(lacking))
 	}
-	if len(lacking) == 0 && c.total == known { // else a batch knows better
+	if len(lacking) == 0 && c.total == known { // else total is out of date
 		c.total = total // may be lower, if Redis has lost what nobody here knows
 	}
 	c.syncs++
 	return nil
 }
 
-// end tells Redis all that this instance knows, and then waits until the other instances have read
-// it: from then on they can give it back. While Redis is down it tries until ctx is done. It keeps
-// all connections, so that nothing is counted after it.
+// end tells Redis all that this instance knows. Then it waits for 1.5 intervals, in which each
+// other instance reads it and can give it back from then on. While Redis is down it tries until ctx
+// is done. It keeps all connections, so that nothing is counted after it.
 func (c *counter) end(ctx context.Context) {
 	conn := c.take()
 	defer conn.close()
@@ -556,7 +557,7 @@ func (c *counter) end(ctx context.Context) {
 		c.take().close()
 	}
 	for logged := false; c.status().entries > 0; logged = true {
-		err := c.sync(conn) // the only one: others need a connection
+		err := c.sync(conn) // without the lock: nobody else has a connection
 		wait := time.Until(c.status().told.Add(c.interval() * 3 / 2))
 		if err == nil && wait <= 0 {
 			return

@@ -48,7 +48,7 @@ func isCode(err error, code string) bool {
 	return errors.As(err, &reply) && strings.HasPrefix(string(reply), code+" ")
 }
 
-// A reply is what Redis answers; its kind says which field has it.
+// A reply is what Redis answers; its kind says which field is set.
 type reply struct {
 	n    int64    // ':', an integer
 	text string   // '+' or '$', a simple or a bulk string
@@ -97,7 +97,7 @@ func readReply(r *bufio.Reader, kind byte) (got reply, err error) {
 	return reply{n: n}, nil
 }
 
-// A redisServer says how to reach Redis, and has what all connections know of its state.
+// A redisServer says how to reach Redis, and holds the state that all connections share.
 type redisServer struct {
 	addr    string        // host:port
 	greet   [][]string    // sent after each dial: AUTH, secret, and SELECT, each only where needed
@@ -105,7 +105,7 @@ type redisServer struct {
 	timeout time.Duration // after it a command gets one last attempt
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	generation atomic.Int64 // grows when a connection fails; those dialed before are dialed anew
+	generation atomic.Int64 // grows when a kept connection fails; older ones are dialed anew
 	down       atomic.Bool  // Redis is down: the next attempt of a command is its last
 }
 
@@ -194,16 +194,16 @@ local reached = total
 for i = 2, #ARGV, 3 do
 	local id, count = ARGV[i], tonumber(ARGV[i + 1])
 	local value = redis.call('HGET', KEYS[2], id) or '0 0'
-	local old, before = string.match(value, '^(%d+) (-?%d+)$')
-	if not old then
+	local oldCount, oldReached = string.match(value, '^(%d+) (-?%d+)$')
+	if not oldCount then
 		return redis.error_reply('ERR the ledger has no count at ' .. id .. ': ' .. value)
 	end
-	reached = tonumber(before)
-	if tonumber(old) < count then
-		total = total + (count - old)
+	reached = tonumber(oldReached)
+	if tonumber(oldCount) < count then
+		total = total + (count - oldCount)
 		reached = tonumber(ARGV[i + 2]) or total
 		redis.call('HSET', KEYS[2], id, string.format('%d %d', count, reached))
-		redis.call('INCRBY', KEYS[1], string.format('%d', count - old))
+		redis.call('INCRBY', KEYS[1], string.format('%d', count - oldCount))
 	end
 end
 return reached`
@@ -289,8 +289,8 @@ func (c *conn) entries() (map[string]entry, error) {
 
 // try sends a command until it succeeds or the server's timeout is over, and then once more. Each
 // attempt ends after half of that timeout. The first one uses the TCP connection that was kept, if
-// there is one. That may be dead without a sign, so it does not count as the last attempt, and each
-// later one is over a fresh connection. An error names the address that was tried.
+// there is one. All others dial a fresh one, and so does the last, since a kept one may be dead
+// without a sign. An error names the address that was tried.
 func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 	end := time.Now().Add(c.server.timeout)
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
