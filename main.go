@@ -180,12 +180,7 @@ func run(ctx context.Context, cfg config) error {
 	time.Sleep(cfg.shutdownDelay)
 	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
-	answers, cancel := context.WithTimeout(context.Background(), server.WriteTimeout)
-	defer cancel()
-	if err := server.Shutdown(answers); err != nil {
-		slog.Warn("some requests took too long to be answered", "cause", err)
-		server.Close()
-	}
+	server.Shutdown(context.Background()) // the server's limits bound what is under way
 	counter.end(drain)
 	slog.Info("stop", "handled", counter.status().n)
 	return nil
