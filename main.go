@@ -320,6 +320,7 @@ type counter struct {
 	told    time.Time        // when Redis may last have learned something new from here
 	syncs   int              // how many have succeeded
 	total   int64            // of the cluster, as last seen
+	low     bool             // the last sync found a lower total, though Redis lacked nothing
 	down    error            // why the last try to count in Redis failed; nil if it succeeded
 	since   time.Time        // when Redis went down
 }
@@ -398,6 +399,7 @@ func (c *counter) send(b *batch) {
 	c.mu.Lock()
 	c.ledger[conn.id] = entry{count, b.total} // after an error too
 	c.total = max(c.total, b.total)
+	c.low = false
 	c.told = time.Now()
 	c.mu.Unlock()
 	close(b.done)
@@ -420,8 +422,8 @@ func (c *counter) take() *conn {
 }
 
 // tell has Redis raise the connection's entry to count, and returns the total just after that. If
-// Redis has lost data, a sync gives back what this instance knows. A sync with nothing to give back
-// accepts the lower total.
+// Redis has lost data, a sync gives back what this instance knows. Two syncs in a row with nothing
+// to give back accept a lower total.
 func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
 	for range maxSyncs {
 		before := c.status()
@@ -493,7 +495,8 @@ func (c *counter) interval() time.Duration {
 func (c *counter) sync(conn *conn) error {
 	known := c.status().total
 	// The total is read before the entries. If Redis loses data in between, some entries are lacking,
-	// and then c.total keeps its value.
+	// and then c.total keeps its value. It does, too, the first time that the total is lower but no
+	// entry is lacking: others may have given them back in between.
 	total, err := conn.total()
 	c.setDown(err)
 	if err != nil {
@@ -512,9 +515,6 @@ func (c *counter) sync(conn *conn) error {
 			}
 		}
 		err = conn.restore(lacking)
-	}
-	if err == nil && len(lacking) == 0 && total < known {
-		total, err = conn.total() // others may have put something back since
 	}
 
 	c.mu.Lock()
@@ -535,9 +535,11 @@ func (c *counter) sync(conn *conn) error {
 		slog.Info("told Redis what it lacked", "redis", c.redis,
 			"requests", requests, "entries", len(lacking))
 	}
-	if len(lacking) == 0 && c.total == known { // else total is out of date
-		c.total = total // may be lower, if Redis has lost what nobody here knows
+	low := len(lacking) == 0 && total < known
+	if len(lacking) == 0 && c.total == known && (!low || c.low) { // else total is out of date
+		c.total = total
 	}
+	c.low = low
 	c.syncs++
 	return nil
 }
