@@ -1160,9 +1160,9 @@ func TestDuringSync(t *testing.T) {
 		one.ask()
 		n.deliverAll()
 		during(func() {})
-		two.syncOnce()
 		give := func() { two.syncOnce() }
 		for i, what := range []func(){func() {}, give, give} {
+			two.syncOnce()
 			n.forget()
 			if during(what); one.status().total != int64(3+i) {
 				t.Errorf("Redis has forgotten %d times: it knows the total %d, want %d", i+1, one.status().total, 3+i)
