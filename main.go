@@ -34,8 +34,9 @@ const usage = `Usage: requestcount               count requests and answer them
 Settings, by environment variable; empty means unset:
   ADDR            :8083         listen address
   REDIS_URL                     redis://[[user]:password@]host[:port][/db], rediss:// for TLS
-  REDIS_KEY       requestcount  key of the total; the ledger is at {REDIS_KEY}:ledger, with braces
-  REDIS_TIMEOUT   1s            how long Redis may be away before requests are answered 503
+  REDIS_KEY       requestcount  key of the ledger, a hash
+  REDIS_TIMEOUT   1s            how long Redis may be away before requests are answered 503;
+                                20ms or more
   SHUTDOWN_DELAY  0s            how long to go on serving, not ready, after SIGTERM
 `
 
@@ -48,20 +49,22 @@ const (
 )
 
 const (
-	drainTimeout  = 10 * time.Second       // after SHUTDOWN_DELAY, for telling Redis the rest
-	checkTimeout  = time.Second            // for each of a healthcheck's two steps; a probe has 3 s
-	connections   = 8                      // to Redis, at most; more are no faster
-	syncInterval  = time.Second            // between two syncs of an empty ledger
-	entryInterval = 500 * time.Microsecond // added for each entry, as a sync reads them all
-	maxInterval   = 3 * time.Second        // 1.5 of these and ReadTimeout are less than drainTimeout
-	retryInterval = 500 * time.Millisecond // between two syncs while Redis is down
-	maxSyncs      = 10                     // for one batch, before it fails
+	readTimeout   = 5 * time.Second         // for a client to send a request
+	drainTimeout  = 10 * time.Second        // after the last answer, for telling Redis the rest
+	checkTimeout  = time.Second             // for each of a healthcheck's two steps; a probe has 3 s
+	connections   = 8                       // to Redis, for counting; more are no faster
+	lookInterval  = 250 * time.Millisecond  // between two looks at Redis
+	epochWait     = 1500 * time.Millisecond // in which each instance has looked at a new epoch
+	retryInterval = 100 * time.Millisecond  // between two tries to count in the next epoch
+	entryInterval = 500 * time.Microsecond  // between two reads of the ledger, for each entry in it
+	maxInterval   = 3 * time.Second         // between two reads of the longest ledger
 )
 
 // version is stamped by the build, with -ldflags "-X main.version=…".
 var version = "dev"
 
 func main() {
+	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads any more must not end the service
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	command := run
 	switch args := strings.Join(os.Args[1:], " "); args {
@@ -81,7 +84,11 @@ func main() {
 	if err != nil {
 		exit(2, err)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup(1) has it
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	context.AfterFunc(ctx, func() {
 		time.Sleep(time.Second) // GNU timeout(1) sends its signal twice: the second must not kill
 		stop()                  // from now on a signal ends the process at once
@@ -106,6 +113,13 @@ type config struct {
 // loadConfig reads the environment. Its errors name the setting, what is wrong
 // with it and what would be right, and never a part of REDIS_URL that may be secret.
 func loadConfig() (cfg config, err error) {
+	for _, name := range []string{"ADDR", "REDIS_URL", "REDIS_KEY", "REDIS_TIMEOUT", "SHUTDOWN_DELAY"} {
+		if value := getenv(name, ""); value != "" && strings.ContainsAny(value[:1], `"'`) &&
+			value[0] == value[len(value)-1] {
+			return cfg, fmt.Errorf("%s: quotes around the value: want none; "+
+				"docker run --env-file takes them for a part of it", name)
+		}
+	}
 	cfg.addr = getenv("ADDR", ":8083")
 	if _, port, err := net.SplitHostPort(cfg.addr); err != nil || port == "" {
 		return cfg, fmt.Errorf("ADDR: malformed %q: want host:port or :port, such as :8083, "+
@@ -114,9 +128,6 @@ func loadConfig() (cfg config, err error) {
 		return cfg, fmt.Errorf("ADDR: unknown port %q: want 0 to 65535", port)
 	}
 	cfg.key = getenv("REDIS_KEY", "requestcount")
-	if strings.ContainsAny(cfg.key, "{}") {
-		return cfg, fmt.Errorf("REDIS_KEY: brace in %q: want a key without braces", cfg.key)
-	}
 	if cfg.redisTimeout, err = getenvDuration("REDIS_TIMEOUT", "1s", 20*time.Millisecond); err == nil {
 		cfg.shutdownDelay, err = getenvDuration("SHUTDOWN_DELAY", "0s", 0)
 	}
@@ -162,9 +173,10 @@ func run(ctx context.Context, cfg config) error {
 		"version", version, "go", runtime.Version())
 
 	counter := newCounter(instance, cfg.key, cfg.redis)
-	syncCtx, stopSyncs := context.WithCancel(context.Background())
-	defer stopSyncs()
-	go counter.keepSynced(syncCtx)
+	keepCtx, stopKeeping := context.WithCancel(context.Background())
+	defer stopKeeping()
+	var keeping sync.WaitGroup
+	keeping.Go(func() { counter.keep(keepCtx) })
 	h := &handler{counter: counter, instance: instance}
 	server := newServer(h.routes(), cfg.redisTimeout)
 	failed := make(chan error, 1)
@@ -178,27 +190,41 @@ func run(ctx context.Context, cfg config) error {
 	h.stopping.Store(true)
 	slog.Info("stopping", "delay", cfg.shutdownDelay)
 	time.Sleep(cfg.shutdownDelay)
+	server.Shutdown(context.Background()) // the server's limits bound what is under way
 	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
-	server.Shutdown(context.Background()) // the server's limits bound what is under way
+	stopKeeping()
+	keeping.Wait()
 	counter.end(drain)
-	slog.Info("stop", "handled", counter.status().n)
+	slog.Info("stop", "handled", counter.current().n)
 	return nil
 }
 
 // newServer returns a server with limits on slow clients and on large requests.
 func newServer(h http.Handler, redisTimeout time.Duration) *http.Server {
-	return &http.Server{
-		Handler:     h,
-		ReadTimeout: drainTimeout / 2, // so a slow client leaves time for telling Redis
-		// A request may wait for an earlier one. Each takes up to two timeouts, unless it has to sync.
-		WriteTimeout: max(10*time.Second, 4*redisTimeout+time.Second),
+	var unused sync.Map // connections that have sent nothing; browsers open one in reserve
+	s := &http.Server{
+		Handler:      h,
+		ReadTimeout:  readTimeout,
+		WriteTimeout: maxWait(redisTimeout) + 2*redisTimeout + time.Second,
 		// A load balancer keeps an idle connection for up to 600 s. It must be the one that closes
 		// it: a request that crosses the server's close on the way gets a 502,
 		// https://cloud.google.com/load-balancing/docs/https#timeouts_and_retries.
 		IdleTimeout:    620 * time.Second,
 		MaxHeaderBytes: 16 << 10,
+		ConnState: func(nc net.Conn, state http.ConnState) {
+			if state == http.StateNew {
+				unused.Store(nc, nil)
+			} else {
+				unused.Delete(nc)
+			}
+		},
 	}
+	s.RegisterOnShutdown(func() { // it would wait 5 s for them
+		time.Sleep(100 * time.Millisecond) // a request may be on its way
+		unused.Range(func(nc, _ any) bool { nc.(net.Conn).Close(); return true })
+	})
+	return s
 }
 
 // A handler answers the requests to one instance.
@@ -238,10 +264,10 @@ func (h *handler) count(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, withTotal, h.instance, n, total)
 }
 
-// readyz answers 200 once a sync has succeeded, even while Redis is down: all instances share that
-// Redis, so no other one could do better.
+// readyz answers 200 once this instance could count, even while Redis is down: all instances share
+// that Redis, so no other one could do better.
 func (h *handler) readyz(w http.ResponseWriter, r *http.Request) {
-	notReady := h.counter.status().notReady
+	notReady := h.counter.current().notReady
 	if h.stopping.Load() {
 		notReady = errors.New("stopping")
 	}
@@ -259,7 +285,7 @@ func (h *handler) metrics(w http.ResponseWriter, r *http.Request) {
 	metric := func(name, kind, help string, n int64) {
 		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n%s %d\n", name, help, name, kind, name, n)
 	}
-	s := h.counter.status()
+	s := h.counter.current()
 	metric("requestcount_instance_requests_total", "counter",
 		"Requests handled by this instance.", s.n)
 	if s.notReady == nil {
@@ -302,27 +328,38 @@ func healthcheck(_ context.Context, cfg config) error {
 // A counter counts the requests to this instance and, through Redis, those to the cluster: each
 // exactly once.
 //
-// Redis holds a ledger: how many requests each connection of each instance has counted. The total
-// is the sum of these counts. A connection always tells its whole count, never a difference: told
-// again, late or twice, it changes nothing, and of two counts the higher one is right. Each
-// instance has a copy of the ledger, synced every one to three seconds. From its copy it gives back
-// what Redis has lost.
+// Redis holds a ledger: each connection of each instance has an entry there, which says how far it
+// has counted. Four things are always true of it:
+//   - The total is the sum of all counts, and what somebody has set by hand.
+//   - A count only rises. So it can be told again, late or twice: of two the higher one is right.
+//   - An entry holds the total that it reached by its count, so a command that is sent again has
+//     the same answer.
+//   - Only who holds a connection counts in its entry. Others restore what it has counted.
+//
+// Each instance keeps a copy of the ledger. When Redis has lost data an epoch ends. Then nobody
+// counts before every instance has restored what Redis lacks of its copy.
 type counter struct {
-	redis   *redisServer  // nil for a cluster of one
-	pool    chan *conn    // connections used before; whoever takes one out owns it until it is back
-	spare   chan *conn    // connections not needed so far
-	syncing chan struct{} // a lock; with a mutex the fake clock of tests would stand still
+	redis *redisServer // nil for a cluster of one
+	pool  chan *conn   // connections used before; whoever takes one out owns it until it is back
+	spare chan *conn   // connections not needed so far
+	ids   []string     // of the entries of all these
+
+	// Of look alone, which is called by keep and then by end.
+	keeper  *conn     // has no entry
+	read    ledger    // what Redis had when it was last read
+	readAt  time.Time // when that was
+	grownAt time.Time // when that epoch was first seen, or entries last came
+	readErr error     // why the last read failed; nil if it succeeded
 
 	mu      sync.Mutex       // guards the rest
 	n       int64            // requests counted
 	pending *batch           // takes the requests that arrive now
-	ledger  map[string]entry // by id; counts only rise: by send after its command, and by sync
+	ledger  map[string]entry // the copy
 	told    time.Time        // when Redis may last have learned something new from here
-	syncs   int              // how many have succeeded
-	total   int64            // of the cluster, as last seen
-	low     bool             // the last sync found a lower total, though Redis lacked nothing
+	epoch   string           // in which this instance counts; empty before its first
+	total   int64            // of the cluster, the highest seen in that epoch
 	down    error            // why the last try to count in Redis failed; nil if it succeeded
-	since   time.Time        // when Redis went down
+	downAt  time.Time        // when Redis went down
 }
 
 // A batch is the requests that share one command to Redis.
@@ -337,20 +374,22 @@ type batch struct {
 
 func newBatch() *batch { return &batch{done: make(chan struct{})} }
 
-// newCounter returns a counter for the named instance that keeps its total at key in Redis, or
+// newCounter returns a counter for the named instance that keeps its ledger at key in Redis, or
 // counts alone if redis is nil.
 func newCounter(instance, key string, redis *redisServer) *counter {
 	c := &counter{
 		redis:   redis,
 		pool:    make(chan *conn, connections),
 		spare:   make(chan *conn, connections),
-		syncing: make(chan struct{}, 1),
+		keeper:  &conn{server: redis, key: key},
 		ledger:  map[string]entry{},
 		pending: newBatch(),
 	}
-	id := instance + "/" + rand.Text() // so a restarted process has entries of its own
+	process := instance + "/" + rand.Text() // so a restarted process has entries of its own
 	for i := range connections {
-		c.spare <- newConn(redis, key, id+"/"+strconv.Itoa(i+1))
+		id := process + "/" + strconv.Itoa(i+1)
+		c.ids = append(c.ids, id)
+		c.spare <- &conn{server: redis, key: key, id: id}
 	}
 	return c
 }
@@ -378,28 +417,29 @@ func (c *counter) next() (instance, cluster int64, err error) {
 	return b.n - later, b.total - later, b.err
 }
 
+// maxWait returns how long a request waits for its turn and for an epoch. Redis may be away for
+// its timeout, and lose its data then. A command that is under way by then takes up to twice the
+// timeout.
+func maxWait(redisTimeout time.Duration) time.Duration { return 2*redisTimeout + 4*epochWait }
+
 // send waits for a connection; requests join b meanwhile. Then it seals b, so that the next ones
 // join another batch, and has it counted.
 func (c *counter) send(b *batch) {
-	conn := c.take()
-	defer func() { c.pool <- conn }()
+	giveUp := time.Now().Add(maxWait(c.redis.timeout))
+	cn := c.take()
+	defer func() { c.pool <- cn }()
 	runtime.Gosched() // lets handlers that are ready to run join this batch
 	c.mu.Lock()
 	c.pending = newBatch()
 	c.n += b.size
 	b.n = c.n
-	b.err = c.down // if Redis is down, a later sync tells it
-	count := c.ledger[conn.id].count + b.size
+	count := c.ledger[cn.id].count + b.size
 	c.mu.Unlock()
 
-	if b.err == nil {
-		b.total, b.err = c.tell(conn, count)
-		c.setDown(b.err)
-	}
+	b.total, b.err = c.raise(cn, count, giveUp)
 	c.mu.Lock()
-	c.ledger[conn.id] = entry{count, b.total} // after an error too
+	c.ledger[cn.id] = entry{count, b.total} // after an error too
 	c.total = max(c.total, b.total)
-	c.low = false
 	c.told = time.Now()
 	c.mu.Unlock()
 	close(b.done)
@@ -409,161 +449,198 @@ func (c *counter) send(b *batch) {
 // the ledger.
 func (c *counter) take() *conn {
 	select {
-	case conn := <-c.pool:
-		return conn
+	case cn := <-c.pool:
+		return cn
 	default:
 	}
 	select {
-	case conn := <-c.pool:
-		return conn
-	case conn := <-c.spare:
-		return conn
+	case cn := <-c.pool:
+		return cn
+	case cn := <-c.spare:
+		return cn
 	}
 }
 
-// tell has Redis raise the connection's entry to count, and returns the total just after that. If
-// Redis has lost data, a sync gives back what this instance knows. Two syncs in a row with nothing
-// to give back accept a lower total.
-func (c *counter) tell(conn *conn, count int64) (total int64, err error) {
-	for range maxSyncs {
-		before := c.status()
-		total, err = conn.raise(before.total, count)
-		if !errors.Is(err, errBehind) {
-			break
+// raise has Redis raise the connection's entry to count, and returns the total that this reached.
+// Where the epoch is over it tries again until this instance has entered the next one. While Redis
+// is down it does nothing: the next look tells Redis.
+func (c *counter) raise(cn *conn, count int64, giveUp time.Time) (total int64, err error) {
+	for {
+		c.mu.Lock()
+		epoch, known, down := c.epoch, c.total, c.down
+		c.mu.Unlock()
+		if down != nil {
+			return 0, down
 		}
-		c.syncing <- struct{}{}
-		now := c.status()
-		syncErr := now.down
-		if syncErr == nil && now.syncs == before.syncs { // else the sync of another may be enough
-			syncErr = c.sync(conn)
+		if time.Now().After(giveUp) {
+			return 0, errLost
 		}
-		<-c.syncing
-		if syncErr != nil {
-			return 0, syncErr
+		total, err = cn.raise(epoch, known, count)
+		if err == nil {
+			return total, nil
 		}
+		if !errors.Is(err, errLost) {
+			c.fail(err)
+			return 0, err
+		}
+		time.Sleep(retryInterval)
 	}
-	return total, err
 }
 
-// setDown records how the last try to count in Redis went, and logs a change. After a failure
-// requests are answered 503 at once, until a try succeeds.
-func (c *counter) setDown(err error) {
+// fail records that Redis is down. Requests are answered 503 at once from now on.
+func (c *counter) fail(err error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case err != nil && c.down == nil:
-		c.since = time.Now()
-		slog.Warn("cannot count in Redis", "redis", c.redis, "cause", err)
-	case err == nil && c.down != nil:
-		slog.Info("counting in Redis again", "redis", c.redis,
-			"after", time.Since(c.since).Round(time.Millisecond))
+	first := c.down == nil
+	if first {
+		c.downAt = time.Now()
 	}
 	c.down = err
-	c.redis.down.Store(err != nil)
-	if err != nil { // the failed command may have reached Redis only now
-		c.told = time.Now()
+	c.told = time.Now() // the failed command may reach Redis only now
+	c.mu.Unlock()
+	if first {
+		slog.Warn("cannot count in Redis", "redis", c.redis, "cause", err)
 	}
 }
 
-// keepSynced syncs at each interval, and twice a second while Redis is down, until ctx is done.
-func (c *counter) keepSynced(ctx context.Context) {
-	if c.redis == nil {
-		return
+// enter records that this instance counts in an epoch whose total is total or more.
+func (c *counter) enter(epoch string, total int64) {
+	c.mu.Lock()
+	if epoch == c.epoch {
+		total = max(total, c.total)
 	}
-	for next := time.Now(); ctx.Err() == nil; {
-		if c.status().down != nil || !time.Now().Before(next) {
-			conn := c.take()
-			c.syncing <- struct{}{}
-			c.sync(conn)
-			<-c.syncing
-			c.pool <- conn
-			next = time.Now().Add(c.interval())
-		}
+	c.epoch, c.total = epoch, total // lower than in the epoch before where somebody has set it
+	down, downAt := c.down, c.downAt
+	c.down = nil
+	c.mu.Unlock()
+	if down != nil {
+		slog.Info("counting in Redis again", "redis", c.redis,
+			"after", time.Since(downAt).Round(time.Millisecond))
+	}
+}
+
+// keep looks at Redis at each interval until ctx is done.
+func (c *counter) keep(ctx context.Context) {
+	for c.redis != nil && ctx.Err() == nil {
+		c.look()
 		select {
-		case <-time.After(min(retryInterval, time.Until(next))): // a batch may find Redis down
+		case <-time.After(lookInterval):
 		case <-ctx.Done():
 		}
 	}
 }
 
-// interval returns the time between two syncs, longer for a long ledger.
-func (c *counter) interval() time.Duration {
-	return min(syncInterval+time.Duration(c.status().entries)*entryInterval, maxInterval)
+// look restores this instance's own entries, which tells Redis what it has not heard, and shows
+// whether it is up and has lost data. Where the total has changed look exchanges the ledger, less
+// often a long one. Where the epoch is over it follows into the next one.
+func (c *counter) look() error {
+	c.mu.Lock()
+	epoch, known, own := c.epoch, c.total, map[string]entry{}
+	for _, id := range c.ids {
+		if e, ok := c.ledger[id]; ok {
+			own[id] = e
+		}
+	}
+	c.keeper.once = c.down != nil
+	c.mu.Unlock()
+	total, err := c.keeper.restore(epoch, known, own)
+	if errors.Is(err, errLost) {
+		epoch, total, err = c.follow()
+	}
+	switch {
+	case errors.Is(err, errLost):
+		return err // Redis is up, and requests wait
+	case err != nil:
+		c.fail(err)
+		return err
+	}
+	c.enter(epoch, total)
+	if total == c.read.total || time.Since(c.readAt) < c.interval() {
+		return nil
+	}
+	err = c.exchange()
+	if err != nil && c.readErr == nil { // which keeps nobody from counting
+		slog.Warn("cannot exchange the ledger with Redis", "redis", c.redis, "cause", err)
+	}
+	c.readErr = err
+	return nil
 }
 
-// sync gives both ledgers, the one here and that in Redis, the higher count of each entry.
-func (c *counter) sync(conn *conn) error {
-	known := c.status().total
-	// The total is read before the entries. If Redis loses data in between, some entries are lacking,
-	// and then c.total keeps its value. It does, too, the first time that the total is lower but no
-	// entry is lacking: others may have given them back in between.
-	total, err := conn.total()
-	c.setDown(err)
+// interval returns the time between two reads of the ledger, longer for a long one: Redis reads out
+// all of it.
+func (c *counter) interval() time.Duration {
+	return min(time.Duration(len(c.read.entries))*entryInterval, maxInterval)
+}
+
+// follow exchanges the ledger in an epoch that is new to this instance. It returns errLost until all
+// instances must have done the same, and then the epoch, which it has opened, and its total.
+func (c *counter) follow() (epoch string, total int64, err error) {
+	before := c.read
+	if err := c.exchange(); err != nil {
+		return "", 0, err
+	}
+	open := c.read.open == c.read.epoch
+	if c.read.epoch != before.epoch || !open && len(c.read.entries) > len(before.entries) {
+		c.grownAt = time.Now() // some instances are still restoring
+	}
+	starts := open && c.epoch == "" // all have restored what they knew, and this one knew nothing
+	if !starts && time.Since(c.grownAt) < epochWait {
+		return "", 0, errLost
+	}
+	return c.read.epoch, c.read.total, c.keeper.open(c.read.epoch)
+}
+
+// exchange gives both ledgers, the copy here and that in Redis, the higher count of each entry.
+func (c *counter) exchange() error {
+	c.readAt = time.Now()
+	c.mu.Lock()
+	ours := maps.Clone(c.ledger) // before theirs is read: what is counted later is no loss
+	c.mu.Unlock()
+	theirs, err := c.keeper.read()
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	ours := maps.Clone(c.ledger) // before the entries are read: what is counted later is no loss
-	c.mu.Unlock()
-	theirs, err := conn.entries()
 	lacking, requests := map[string]entry{}, int64(0)
-	if err == nil {
-		for id, e := range ours {
-			if more := e.count - theirs[id].count; more > 0 {
-				lacking[id] = e
-				requests += more
-			}
+	for id, e := range ours {
+		if more := e.count - theirs.entries[id].count; more > 0 {
+			lacking[id] = e
+			requests += more
 		}
-		err = conn.restore(lacking)
 	}
+	_, err = c.keeper.restore(theirs.epoch, theirs.total, lacking)
+	c.read = theirs
 
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err != nil || len(lacking) > 0 {
-		c.told = time.Now()
-	}
-	if err != nil {
-		slog.Warn("cannot sync the ledger with Redis", "redis", c.redis, "cause", err)
-		return err
-	}
-	for id, e := range theirs {
+	for id, e := range theirs.entries {
 		if e.count > c.ledger[id].count {
 			c.ledger[id] = e
 		}
 	}
 	if len(lacking) > 0 {
-		slog.Info("told Redis what it lacked", "redis", c.redis,
+		c.told = time.Now()
+	}
+	c.mu.Unlock()
+	if err == nil && len(lacking) > 0 {
+		slog.Info("restored what Redis lacked", "redis", c.redis,
 			"requests", requests, "entries", len(lacking))
 	}
-	low := len(lacking) == 0 && total < known
-	if len(lacking) == 0 && c.total == known && (!low || c.low) { // else total is out of date
-		c.total = total
-	}
-	c.low = low
-	c.syncs++
-	return nil
+	return err
 }
 
-// end tells Redis all that this instance knows. Then it waits for 1.5 intervals, in which each
-// other instance reads it and can give it back from then on. While Redis is down it tries until ctx
-// is done. It keeps all connections, so that nothing is counted after it.
+// end tells Redis all that this instance knows. Then it waits until each other instance has read
+// that and can restore it. While Redis is away it tries until ctx is done.
 func (c *counter) end(ctx context.Context) {
-	conn := c.take()
-	defer conn.close()
-	for range cap(c.pool) - 1 {
-		c.take().close()
-	}
-	for logged := false; c.status().entries > 0; logged = true {
-		err := c.sync(conn) // without the lock: nobody else has a connection
-		wait := time.Until(c.status().told.Add(c.interval() * 3 / 2))
-		if err == nil && wait <= 0 {
+	for waiting := false; c.current().entries > 0; waiting = true {
+		err := c.look()
+		// The others read it at the first look after their interval. One of their looks may fail.
+		if err == nil && time.Since(c.current().told) >= c.interval()+3*lookInterval {
 			return
 		}
-		if !logged {
-			slog.Info("waiting until Redis and the other instances know what was counted here")
+		if !waiting {
+			slog.Info("waiting until Redis and the other instances know what was counted here; "+
+				"a second signal ends it", "most", drainTimeout)
 		}
 		select {
-		case <-time.After(min(wait, retryInterval)): // Redis may lose data meanwhile
+		case <-time.After(lookInterval): // Redis may lose data meanwhile
 		case <-ctx.Done():
 			if err != nil {
 				slog.Warn("Redis may not know all that this instance has counted", "cause", err)
@@ -576,20 +653,18 @@ func (c *counter) end(ctx context.Context) {
 // A status is what a counter knows of itself and of the cluster.
 type status struct {
 	n, total int64     // requests handled here, and by all
-	entries  int       // in the ledger
-	syncs    int       // as in counter
+	entries  int       // in its copy of the ledger
 	told     time.Time // as in counter
 	down     error     // as in counter
-	notReady error     // nil once there was a sync
+	notReady error     // nil once an epoch was entered
 }
 
-func (c *counter) status() status {
+func (c *counter) current() status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := status{n: c.n, total: c.total, entries: len(c.ledger), syncs: c.syncs,
-		told: c.told, down: c.down}
-	if c.redis != nil && c.syncs == 0 {
-		s.notReady = cmp.Or(c.down, errors.New("no sync with Redis yet"))
+	s := status{n: c.n, total: c.total, entries: len(c.ledger), told: c.told, down: c.down}
+	if c.redis != nil && c.epoch == "" {
+		s.notReady = cmp.Or(c.down, errors.New("no epoch of the ledger entered yet"))
 	}
 	return s
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/sha1"
 	"crypto/tls"
 	"errors"
@@ -20,7 +21,8 @@ import (
 
 const (
 	maxString   = 1 << 20                // longest string accepted; one of an entry is below 1 KiB
-	dialTimeout = time.Second            // to connect: a host that is gone does not answer at all
+	dialTimeout = 500 * time.Millisecond // to connect: a host that is gone does not answer at all
+	keptTimeout = 250 * time.Millisecond // for the first byte over a kept connection, maybe dead
 	minPause    = 10 * time.Millisecond  // first between two attempts; it doubles with each
 	maxPause    = 100 * time.Millisecond // longest
 	chunk       = 1000                   // entries in a command, so that Redis is not held up for long
@@ -103,16 +105,34 @@ type redisServer struct {
 	greet   [][]string    // sent after each dial: AUTH, secret, and SELECT, each only where needed
 	tls     *tls.Config   // nil for none
 	timeout time.Duration // after it a command gets one last attempt
+	lookup  func(ctx context.Context, host string) (addrs []string, err error)
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	generation atomic.Int64 // grows when a kept connection fails; older ones are dialed anew
-	down       atomic.Bool  // Redis is down: the next attempt of a command is its last
 }
 
-// dialAlone dials as net.Dialer does, with a resolver of its own. A shared one merges lookups, and
-// one lost packet then holds up all connections: for 5 s, unless resolv.conf says otherwise.
-func dialAlone(ctx context.Context, network, addr string) (net.Conn, error) {
-	return (&net.Dialer{Resolver: new(net.Resolver)}).DialContext(ctx, network, addr)
+// lookupAlone looks a host up with a resolver of its own. A shared one merges lookups, and one lost
+// packet then holds up all connections: for 5 s, unless resolv.conf says otherwise.
+func lookupAlone(ctx context.Context, host string) ([]string, error) {
+	return new(net.Resolver).LookupHost(ctx, host)
+}
+
+// connect dials the addresses of addr's host in turn. Each has an equal part of the time that is
+// left: a net.Dialer would spend all of it on the first one, which may be silent.
+func (s *redisServer) connect(ctx context.Context, addr string) (nc net.Conn, err error) {
+	host, port, _ := net.SplitHostPort(addr)
+	ips, err := s.lookup(ctx, host)
+	deadline, _ := ctx.Deadline()
+	for i, ip := range ips {
+		part := time.Until(deadline) / time.Duration(len(ips)-i)
+		partCtx, cancel := context.WithTimeout(ctx, part)
+		nc, err = s.dial(partCtx, "tcp", net.JoinHostPort(ip, port))
+		cancel()
+		if err == nil {
+			break
+		}
+	}
+	return nc, err
 }
 
 // parseRedisURL reads REDIS_URL. Its errors quote nothing but the scheme: any other part may hold a
@@ -129,7 +149,8 @@ func parseRedisURL(rawURL string, timeout time.Duration) (*redisServer, error) {
 	dbNumber, dbErr := strconv.ParseUint(db, 10, 31)
 	user := u.User.Username()
 	password, hasPassword := u.User.Password()
-	s := &redisServer{addr: net.JoinHostPort(u.Hostname(), port), timeout: timeout, dial: dialAlone}
+	s := &redisServer{addr: net.JoinHostPort(u.Hostname(), port), timeout: timeout,
+		lookup: lookupAlone, dial: new(net.Dialer).DialContext}
 	switch u.Scheme {
 	case "redis", "valkey":
 	case "rediss", "valkeys":
@@ -169,44 +190,60 @@ func (s *redisServer) String() string {
 	return s.addr
 }
 
-// errBehind is what the script returns where Redis has lost data.
-const errBehind = redisError("BEHIND the total is lower than its client knows")
+// errLost is what the script answers where the ledger is not the one that its sender knows.
+const errLost = redisError("LOST the ledger is of another epoch")
 
-// script raises entries of the ledger, each to a count, and the total by the differences. Sent
-// again, or late, it changes nothing. It returns the total that the last entry reached. It stores
-// that in the entry, so the same command returns it again. Without entries it returns the total.
+// script raises entries of the ledger, each to a count, and the total by the differences. It
+// answers the total that an entry reached by that. Sent again, or late, it changes nothing and
+// answers the same, as the entry keeps what it reached. Without entries, or where they are only
+// restored, it answers the total.
 //
-// ARGV[1] is the total that the sender knows, or empty. If Redis has less, the script does nothing
-// and returns errBehind. Then each entry has three arguments: its id, its count, and the total that
-// it reached. The last one is empty for new requests: the script finds it.
+// ARGV[1] is the epoch in which the sender counts, ARGV[2] the total that it knows, ARGV[3] a name
+// for the next epoch. That begins where there is none. It begins, too, where the total is lower
+// than known: Redis has gone back to an older copy. In another epoch than its sender's the script
+// answers errLost, and does nothing else. Then each entry has three arguments: its id, its count,
+// and the total that it reached, which is empty where requests are counted.
 //
-// The writes are in an order in which a refused one counts nothing. INCRBY by 0 fails first where
-// Redis refuses all, as a replica does. HSET comes before the INCRBY that counts. Numbers are
-// written with %d, exact here to 2^53, as Lua gives some a form that INCRBY refuses (1e+08,
-// https://github.com/redis/redis/pull/13115).
-const script = `local total, known = redis.call('INCRBY', KEYS[1], 0), tonumber(ARGV[1])
-if known and total < known then
-	return redis.error_reply('` + string(errBehind) + `')
-elseif total > 2^53 then
-	return redis.error_reply('ERR the total is beyond 2^53, to which numbers are exact')
+// HSETNX changes nothing here, and fails where Redis refuses writes, as a replica does. Numbers are
+// written with %d, exact here to 2^53: Lua would write some as 1e+14.
+const script = `local fields = {'epoch', 'total'}
+for i = 4, #ARGV, 3 do
+	table.insert(fields, ARGV[i])
 end
-local reached = total
-for i = 2, #ARGV, 3 do
-	local id, count = ARGV[i], tonumber(ARGV[i + 1])
-	local value = redis.call('HGET', KEYS[2], id) or '0 0'
-	local oldCount, oldReached = string.match(value, '^(%d+) (-?%d+)$')
+local values = redis.call('HMGET', KEYS[1], unpack(fields))
+local epoch, total, known = values[1], tonumber(values[2] or 0), tonumber(ARGV[2])
+if not total or total > 2^53 then
+	return redis.error_reply('ERR the total is no number up to 2^53: ' .. values[2])
+elseif not epoch or epoch == '' or epoch == ARGV[1] and total < known then
+	redis.call('HSET', KEYS[1], 'epoch', ARGV[3])
+	return redis.error_reply('` + string(errLost) + `')
+elseif epoch ~= ARGV[1] then
+	return redis.error_reply('` + string(errLost) + `')
+end
+local answer, changes = nil, {}
+for i = 4, #ARGV, 3 do
+	local id, count, restored = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
+	local value = values[(i + 5) / 3] or '0 0'
+	local oldCount, reached = string.match(value, '^(%d+) (-?%d+)$')
 	if not oldCount then
 		return redis.error_reply('ERR the ledger has no count at ' .. id .. ': ' .. value)
 	end
-	reached = tonumber(oldReached)
 	if tonumber(oldCount) < count then
 		total = total + (count - oldCount)
-		reached = tonumber(ARGV[i + 2]) or total
-		redis.call('HSET', KEYS[2], id, string.format('%d %d', count, reached))
-		redis.call('INCRBY', KEYS[1], string.format('%d', count - oldCount))
+		reached = restored or total
+		table.insert(changes, id)
+		table.insert(changes, string.format('%d %d', count, reached))
+	end
+	if not restored then
+		answer = tonumber(reached)
 	end
 end
-return reached`
+if #changes > 0 then
+	redis.call('HSET', KEYS[1], 'total', string.format('%d', total), unpack(changes))
+else
+	redis.call('HSETNX', KEYS[1], 'total', 0)
+end
+return answer or total`
 
 // scriptSHA names the script to EVALSHA, https://redis.io/docs/latest/commands/evalsha/.
 var scriptSHA = fmt.Sprintf("%x", sha1.Sum([]byte(script)))
@@ -214,107 +251,118 @@ var scriptSHA = fmt.Sprintf("%x", sha1.Sum([]byte(script)))
 // An entry of the ledger is how far a connection has counted.
 type entry struct {
 	count   int64 // requests
-	reached int64 // the total that it reached by that; 0 where that is not known
+	reached int64 // the total when it reached that count; 0 where nobody knows
+}
+
+// A ledger is what Redis holds, a hash.
+type ledger struct {
+	epoch   string           // lasts until Redis loses data; a random text
+	open    string           // the epoch in which instances count
+	total   int64            // the sum of all counts, and what somebody has set by hand
+	entries map[string]entry // by id: one for each connection that has ever counted
 }
 
 // A conn is a connection to Redis, for one goroutine at a time. It outlives its TCP
 // connections: one is dialed when first needed and again after each failure.
 type conn struct {
-	server              *redisServer
-	totalKey, ledgerKey string
-	id                  string // of its entry in the ledger
+	server *redisServer
+	key    string // of the ledger
+	id     string // of its entry there
+	once   bool   // one attempt over a fresh connection is enough, as Redis is known to be down
 
 	addr       string   // last dialed
 	nc         net.Conn // nil while there is none
 	r          *bufio.Reader
-	generation int64 // of the server when nc was dialed
+	generation int64         // of the server when nc was dialed
+	took       time.Duration // until the last reply began, with the dial
+	deadline   time.Time     // of the attempt under way
 }
 
-// newConn returns a connection for an entry in the ledger of key. The braces put both keys into one
-// slot of a Redis Cluster,
-// https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags.
-func newConn(s *redisServer, key, id string) *conn {
-	return &conn{server: s, id: id, totalKey: key, ledgerKey: "{" + key + "}:ledger"}
+// raise raises the connection's entry to a count and returns the total that this reached. Where the
+// ledger is of another epoch it does nothing and returns errLost. After another error nobody
+// knows whether Redis did it.
+func (c *conn) raise(epoch string, known, count int64) (total int64, err error) {
+	return c.eval(epoch, known, c.id, itoa(count), "")
 }
 
-// raise raises the connection's entry to a count and returns the total that this reached.
-// Where the total is lower than known it does nothing and returns errBehind. After another
-// error nobody knows whether Redis did it.
-func (c *conn) raise(known, count int64) (total int64, err error) {
-	return c.eval(strconv.FormatInt(known, 10), c.id, strconv.FormatInt(count, 10), "")
-}
-
-// restore puts entries back that Redis lacks.
-func (c *conn) restore(lacking map[string]entry) error {
+// restore puts entries back that Redis lacks, and returns the total. It fails wherever counting
+// would, with errLost as raise does, and also without entries.
+func (c *conn) restore(epoch string, known int64, entries map[string]entry) (total int64, err error) {
 	var args []string
-	for id, e := range lacking {
-		args = append(args, id, strconv.FormatInt(e.count, 10), strconv.FormatInt(e.reached, 10))
+	for id, e := range entries {
+		args = append(args, id, itoa(e.count), itoa(e.reached))
 	}
-	for some := range slices.Chunk(args, 3*chunk) {
-		if _, err := c.eval(append([]string{""}, some...)...); err != nil {
-			return err
+	for {
+		n := min(len(args), 3*chunk)
+		total, err = c.eval(epoch, known, args[:n]...)
+		if args = args[n:]; err != nil || len(args) == 0 {
+			return total, err
 		}
 	}
-	return nil
 }
 
-// total returns the total. It writes, an INCRBY by 0, so it fails wherever counting would.
-func (c *conn) total() (int64, error) { return c.eval("") }
+func itoa(n int64) string { return strconv.FormatInt(n, 10) }
 
 // eval has Redis run the script.
-func (c *conn) eval(args ...string) (int64, error) {
-	args = append([]string{"EVALSHA", scriptSHA, "2", c.totalKey, c.ledgerKey}, args...)
-	got, err := c.try(':', args...)
-	if isCode(err, "NOSCRIPT") {
-		args[0], args[1] = "EVAL", script
-		got, err = c.try(':', args...)
-	}
+func (c *conn) eval(epoch string, known int64, entries ...string) (int64, error) {
+	args := []string{"EVALSHA", scriptSHA, "1", c.key, epoch, itoa(known), rand.Text()}
+	got, err := c.try(':', append(args, entries...)...)
 	return got.n, err
 }
 
-// entries returns the ledger. It skips fields that hold no entry.
-func (c *conn) entries() (map[string]entry, error) {
-	got, err := c.try('*', "HGETALL", c.ledgerKey)
-	entries := make(map[string]entry, len(got.list)/2)
-	for i := 0; i+1 < len(got.list); i += 2 {
-		count, reached, _ := strings.Cut(got.list[i+1], " ")
-		n, err1 := strconv.ParseInt(count, 10, 64)
-		total, err2 := strconv.ParseInt(reached, 10, 64)
-		if err1 == nil && err2 == nil {
-			entries[got.list[i]] = entry{n, total}
-		}
-	}
-	return entries, err
+// open has instances that start in the epoch count at once.
+func (c *conn) open(epoch string) error {
+	_, err := c.try(':', "HSET", c.key, "open", epoch)
+	return err
 }
 
-// try sends a command until it succeeds or the server's timeout is over, and then once more. Each
-// attempt ends after half of that timeout. The first one uses the TCP connection that was kept, if
-// there is one. All others dial a fresh one, and so does the last, since a kept one may be dead
-// without a sign. An error names the address that was tried.
+// read returns the ledger. Fields that hold no entry are passed over.
+func (c *conn) read() (ledger, error) {
+	got, err := c.try('*', "HGETALL", c.key)
+	l := ledger{entries: make(map[string]entry, len(got.list)/2)}
+	for pair := range slices.Chunk(got.list, 2) {
+		switch id, value := pair[0], pair[len(pair)-1]; id {
+		case "epoch":
+			l.epoch = value
+		case "open":
+			l.open = value
+		case "total":
+			l.total, _ = strconv.ParseInt(value, 10, 64)
+		default:
+			count, reached, _ := strings.Cut(value, " ")
+			n, err1 := strconv.ParseInt(count, 10, 64)
+			total, err2 := strconv.ParseInt(reached, 10, 64)
+			if err1 == nil && err2 == nil {
+				l.entries[id] = entry{n, total}
+			}
+		}
+	}
+	return l, err
+}
+
+// try sends a command until it succeeds or the server's timeout is over, and then once more:
+// first over the TCP connection that was kept, if there is one, and then over fresh ones. A kept
+// one may be dead without a sign. It has 250 ms to answer, or twice what it last took: a Redis far
+// away takes longer. An error names the address that was tried.
 func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 	end := time.Now().Add(c.server.timeout)
-	for pause := minPause; ; pause = min(2*pause, maxPause) {
-		if c.generation != c.server.generation.Load() {
-			c.close()
-		}
-		kept := c.nc != nil
-		last := c.server.down.Load() || !time.Now().Before(end)
-		deadline := time.Now().Add(c.server.timeout / 2)
-		got, err = c.attempt(c.server.addr, deadline, kind, args...)
-		if isCode(err, "MOVED") {
-			moved := movedAddr(err.Error(), c.addr)
-			c.close()
-			got, err = c.attempt(moved, deadline, kind, args...)
-		}
-		if err == nil || errors.Is(err, errBehind) || isCode(err, "NOSCRIPT") {
+	if c.generation != c.server.generation.Load() {
+		c.close()
+	}
+	if c.nc != nil {
+		got, err = c.attempt(max(keptTimeout, 2*c.took), kind, args...)
+		if err == nil || errors.Is(err, errLost) {
 			return got, err
 		}
-		c.close()
-		if kept && !errors.As(err, new(redisError)) { // the others that were kept may be dead, too
+		if !errors.As(err, new(redisError)) { // the others that were kept may be dead, too
 			c.server.generation.CompareAndSwap(c.generation, c.generation+1)
 		}
-		if kept {
-			continue // at once, over a fresh one
+	}
+	for pause := minPause; ; pause = min(2*pause, maxPause) {
+		last := c.once || !time.Now().Before(end)
+		got, err = c.attempt(c.server.timeout, kind, args...)
+		if err == nil || errors.Is(err, errLost) {
+			return got, err
 		}
 		if last {
 			return got, fmt.Errorf("%s: %w", c.addr, err)
@@ -323,17 +371,47 @@ func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 	}
 }
 
-// attempt sends a command and reads its reply. Where there is no TCP connection it dials addr.
-func (c *conn) attempt(addr string, deadline time.Time, kind byte, args ...string) (reply, error) {
+// attempt sends a command once, and follows MOVED. The reply must begin within wait and end within
+// half of the server's timeout. After an error other than errLost it closes the connection.
+func (c *conn) attempt(wait time.Duration, kind byte, args ...string) (got reply, err error) {
+	c.deadline = time.Now().Add(c.server.timeout / 2)
+	got, err = c.roundTrip(c.server.addr, wait, kind, args...)
+	if isCode(err, "MOVED") {
+		moved := movedAddr(err.Error(), c.addr)
+		c.close()
+		got, err = c.roundTrip(moved, wait, kind, args...)
+	}
+	if isCode(err, "NOSCRIPT") {
+		args = append([]string{"EVAL", script}, args[2:]...)
+		got, err = c.roundTrip(c.addr, wait, kind, args...)
+	}
+	if err != nil && !errors.Is(err, errLost) {
+		c.close()
+	}
+	return got, err
+}
+
+// roundTrip sends a command and reads its reply. Where there is no TCP connection it dials addr.
+func (c *conn) roundTrip(addr string, wait time.Duration, kind byte, args ...string) (reply, error) {
+	began := time.Now()
 	if c.nc == nil {
-		if err := c.dial(addr, deadline); err != nil {
+		if err := c.dial(addr); err != nil {
 			return reply{}, err
 		}
 	}
-	c.nc.SetDeadline(deadline)
+	first := began.Add(wait)
+	if first.After(c.deadline) {
+		first = c.deadline
+	}
+	c.nc.SetDeadline(first)
 	if _, err := c.nc.Write(encode(args...)); err != nil {
 		return reply{}, err
 	}
+	if _, err := c.r.Peek(1); err != nil {
+		return reply{}, err
+	}
+	c.took = time.Since(began)
+	c.nc.SetDeadline(c.deadline)
 	return readReply(c.r, kind)
 }
 
@@ -351,11 +429,11 @@ func movedAddr(reply, from string) string {
 }
 
 // dial connects to addr and sends the server's greeting.
-func (c *conn) dial(addr string, deadline time.Time) error {
+func (c *conn) dial(addr string) error {
 	c.addr, c.generation = addr, c.server.generation.Load()
-	ctx, cancel := context.WithTimeout(context.Background(), min(dialTimeout, time.Until(deadline)))
+	ctx, cancel := context.WithTimeout(context.Background(), min(dialTimeout, time.Until(c.deadline)))
 	defer cancel()
-	nc, err := c.server.dial(ctx, "tcp", addr)
+	nc, err := c.server.connect(ctx, addr)
 	if err != nil {
 		return err
 	}
@@ -369,7 +447,7 @@ func (c *conn) dial(addr string, deadline time.Time) error {
 	}
 	c.nc, c.r = nc, bufio.NewReader(nc)
 	for _, args := range c.server.greet {
-		if _, err := c.attempt(addr, deadline, '+', args...); err != nil {
+		if _, err := c.roundTrip(addr, c.server.timeout, '+', args...); err != nil {
 			return fmt.Errorf("%s: %w", args[0], err)
 		}
 	}
