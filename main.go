@@ -348,7 +348,7 @@ type counter struct {
 	keeper  *conn     // has no entry
 	read    ledger    // what Redis had when it was last read
 	readAt  time.Time // when that was
-	grownAt time.Time // when that epoch was first seen, or entries last came
+	grownAt time.Time // when that epoch was first seen, or others last restored entries in it
 	readErr error     // why the last read failed; nil if it succeeded
 
 	mu      sync.Mutex       // guards the rest
@@ -571,18 +571,15 @@ func (c *counter) interval() time.Duration {
 	return min(time.Duration(len(c.read.entries))*entryInterval, maxInterval)
 }
 
-// follow exchanges the ledger in an epoch that is new to this instance. It returns errLost until all
-// instances must have done the same, and then the epoch, which it has opened, and its total.
+// follow exchanges the ledger in an epoch that is new to this instance. While others may still
+// restore what they know it returns errLost. Then it opens the epoch and returns it and its total.
 func (c *counter) follow() (epoch string, total int64, err error) {
-	before := c.read
 	if err := c.exchange(); err != nil {
 		return "", 0, err
 	}
-	open := c.read.open == c.read.epoch
-	if c.read.epoch != before.epoch || !open && len(c.read.entries) > len(before.entries) {
-		c.grownAt = time.Now() // some instances are still restoring
-	}
-	starts := open && c.epoch == "" // all have restored what they knew, and this one knew nothing
+	// Who opened the epoch has waited. Whoever has counted in another one waits all the same: the
+	// open one may be that of an older copy.
+	starts := c.epoch == "" && c.read.open == c.read.epoch
 	if !starts && time.Since(c.grownAt) < epochWait {
 		return "", 0, errLost
 	}
@@ -607,6 +604,10 @@ func (c *counter) exchange() error {
 		}
 	}
 	_, err = c.keeper.restore(theirs.epoch, theirs.total, lacking)
+	restoring := theirs.open != theirs.epoch && len(theirs.entries) > len(c.read.entries)
+	if theirs.epoch != c.read.epoch || restoring {
+		c.grownAt = time.Now()
+	}
 	c.read = theirs
 
 	c.mu.Lock()

@@ -911,19 +911,30 @@ func TestThroughALoss(t *testing.T) {
 	})
 }
 
-// Redis may lose its data before any command of an instance that restores it after a loss.
+// Redis may lose its data, and another instance begin an epoch, before any command of an instance
+// that looks at it. Nobody opens an epoch before its time.
 func TestLossDuringALook(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t)
-	for at := range 12 {
+	for at := range 16 {
 		n.forget()
 		synctest.Test(t, func(t *testing.T) {
+			all := at%2 == 0 // else others have restored the entries
+			at := at / 2
 			c := newCluster(t, n, 1)
 			var armed atomic.Bool
 			var commands atomic.Int64
+			var lostAt time.Time
 			i := c.start(fakeRedis(func(cmd []string) string {
 				if armed.Load() && cmd[0] != "DIAL" && commands.Add(1) == int64(at+1) {
-					n.forget()
+					if all {
+						n.forget()
+					}
+					n.do([]string{"HSET", n.key, "epoch", crand.Text()})
+					lostAt = time.Now()
+				}
+				if took := time.Since(lostAt); cmd[0] == "HSET" && took < epochWait {
+					t.Errorf("lost before command %d: an epoch was opened after %v", at, took)
 				}
 				return n.answer(cmd)
 			}).server(t, "redis://fake"))
@@ -931,10 +942,11 @@ func TestLossDuringALook(t *testing.T) {
 				c.ask("before", 0)
 				c.ask("before", i)
 			}
+			time.Sleep(lookInterval)
+			c.crash[0]() // only one opens an epoch
+			c.ask("before", i)
 			armed.Store(true)
-			n.forget()
-			time.Sleep(4 * time.Second)
-			c.ask(fmt.Sprint("lost before command ", at), 0)
+			time.Sleep(6 * time.Second)
 			c.ask(fmt.Sprint("lost before command ", at), i)
 			if commands.Load() <= int64(at) {
 				t.Errorf("got %d commands, want more than %d", commands.Load(), at)
