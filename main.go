@@ -350,12 +350,14 @@ type counter struct {
 	readAt  time.Time // when that was
 	grownAt time.Time // when that epoch was first seen, or others last restored entries in it
 	readErr error     // why the last read failed; nil if it succeeded
+	logged  error     // down, as it was logged last
 
 	mu      sync.Mutex       // guards the rest
 	n       int64            // requests counted
 	pending *batch           // takes the requests that arrive now
 	ledger  map[string]entry // the copy
-	told    time.Time        // when Redis may last have learned something new from here
+	news    bool             // there is something that Redis may not have heard from here
+	told    time.Time        // when Redis had heard all that was news
 	epoch   string           // in which this instance counts; empty before its first
 	total   int64            // of the cluster, the highest seen in that epoch
 	down    error            // why the last try to count in Redis failed; nil if it succeeded
@@ -439,8 +441,12 @@ func (c *counter) send(b *batch) {
 	b.total, b.err = c.raise(cn, count, giveUp)
 	c.mu.Lock()
 	c.ledger[cn.id] = entry{count, b.total} // after an error too
-	c.total = max(c.total, b.total)
-	c.told = time.Now()
+	c.news = true
+	if b.err == nil {
+		c.total = max(c.total, b.total)
+	} else {
+		c.fail(b.err)
+	}
 	c.mu.Unlock()
 	close(b.done)
 }
@@ -476,46 +482,51 @@ func (c *counter) raise(cn *conn, count int64, giveUp time.Time) (total int64, e
 			return 0, errLost
 		}
 		total, err = cn.raise(epoch, known, count)
-		if err == nil {
-			return total, nil
-		}
 		if !errors.Is(err, errLost) {
-			c.fail(err)
-			return 0, err
+			return total, err
 		}
 		time.Sleep(retryInterval)
 	}
 }
 
-// fail records that Redis is down. Requests are answered 503 at once from now on.
+// fail records, under mu, that Redis is down: requests are answered 503 at once from now on. It is
+// up where only an epoch is over.
 func (c *counter) fail(err error) {
-	c.mu.Lock()
-	first := c.down == nil
-	if first {
+	c.news = true
+	if errors.Is(err, errLost) {
+		return
+	}
+	if c.down == nil {
 		c.downAt = time.Now()
 	}
 	c.down = err
-	c.told = time.Now() // the failed command may reach Redis only now
-	c.mu.Unlock()
-	if first {
-		slog.Warn("cannot count in Redis", "redis", c.redis, "cause", err)
-	}
 }
 
-// enter records that this instance counts in an epoch whose total is total or more.
-func (c *counter) enter(epoch string, total int64) {
-	c.mu.Lock()
+// enter records, under mu, what a look has found that began at that time: this instance counts in
+// an epoch whose total is total or more.
+func (c *counter) enter(began time.Time, epoch string, total int64) {
 	if epoch == c.epoch {
 		total = max(total, c.total)
 	}
 	c.epoch, c.total = epoch, total // lower than in the epoch before where somebody has set it
-	down, downAt := c.down, c.downAt
-	c.down = nil
-	c.mu.Unlock()
-	if down != nil {
-		slog.Info("counting in Redis again", "redis", c.redis,
-			"after", time.Since(downAt).Round(time.Millisecond))
+	if !c.downAt.After(began) {     // else a request has failed meanwhile
+		c.down = nil
 	}
+}
+
+// log says whether Redis is down, where that has changed. Only look does so: requests do not wait
+// for a log that stands still.
+func (c *counter) log() {
+	c.mu.Lock()
+	down, after := c.down, time.Since(c.downAt).Round(time.Millisecond)
+	c.mu.Unlock()
+	switch {
+	case down != nil && c.logged == nil:
+		slog.Warn("cannot count in Redis", "redis", c.redis, "cause", down)
+	case down == nil && c.logged != nil:
+		slog.Info("counting in Redis again", "redis", c.redis, "after", after)
+	}
+	c.logged = down
 }
 
 // keep looks at Redis at each interval until ctx is done.
@@ -533,32 +544,39 @@ func (c *counter) keep(ctx context.Context) {
 // whether it is up and has lost data. Where the total has changed look exchanges the ledger, less
 // often a long one. Where the epoch is over it follows into the next one.
 func (c *counter) look() error {
+	c.log()
+	began := time.Now()
 	c.mu.Lock()
-	epoch, known, own := c.epoch, c.total, map[string]entry{}
+	epoch, known, own, news := c.epoch, c.total, map[string]entry{}, c.news
 	for _, id := range c.ids {
 		if e, ok := c.ledger[id]; ok {
 			own[id] = e
 		}
 	}
+	c.news = false // own has all of it
 	c.keeper.once = c.down != nil
 	c.mu.Unlock()
+
 	total, err := c.keeper.restore(epoch, known, own)
 	if errors.Is(err, errLost) {
 		epoch, total, err = c.follow()
 	}
-	switch {
-	case errors.Is(err, errLost):
-		return err // Redis is up, and requests wait
-	case err != nil:
+	c.mu.Lock()
+	if err != nil {
 		c.fail(err)
+	} else {
+		c.enter(began, epoch, total)
+		if news {
+			c.told = time.Now()
+		}
+	}
+	c.mu.Unlock()
+	c.log()
+	if err != nil || total == c.read.total || time.Since(c.readAt) < c.interval() {
 		return err
 	}
-	c.enter(epoch, total)
-	if total == c.read.total || time.Since(c.readAt) < c.interval() {
-		return nil
-	}
-	err = c.exchange()
-	if err != nil && c.readErr == nil { // which keeps nobody from counting
+	err = c.exchange() // a failure keeps nobody from counting
+	if err != nil && c.readErr == nil && !errors.Is(err, errLost) {
 		slog.Warn("cannot exchange the ledger with Redis", "redis", c.redis, "cause", err)
 	}
 	c.readErr = err
@@ -604,8 +622,8 @@ func (c *counter) exchange() error {
 		}
 	}
 	_, err = c.keeper.restore(theirs.epoch, theirs.total, lacking)
-	restoring := theirs.open != theirs.epoch && len(theirs.entries) > len(c.read.entries)
-	if theirs.epoch != c.read.epoch || restoring {
+	others := theirs.open != theirs.epoch && len(theirs.entries) > len(c.read.entries)
+	if theirs.epoch != c.read.epoch || others {
 		c.grownAt = time.Now()
 	}
 	c.read = theirs
@@ -616,9 +634,8 @@ func (c *counter) exchange() error {
 			c.ledger[id] = e
 		}
 	}
-	if len(lacking) > 0 {
-		c.told = time.Now()
-	}
+	maps.Copy(theirs.entries, lacking)
+	c.news = c.news || len(lacking) > 0
 	c.mu.Unlock()
 	if err == nil && len(lacking) > 0 {
 		slog.Info("restored what Redis lacked", "redis", c.redis,

@@ -204,8 +204,8 @@ const errLost = redisError("LOST the ledger is of another epoch")
 // answers errLost, and does nothing else. Then each entry has three arguments: its id, its count,
 // and the total that it reached, which is empty where requests are counted.
 //
-// HSETNX changes nothing here, and fails where Redis refuses writes, as a replica does. Numbers are
-// written with %d, exact here to 2^53: Lua would write some as 1e+14.
+// Where nothing is counted HSETNX changes nothing, but fails where Redis refuses writes, as a
+// replica does. Numbers are written with %d, exact here to 2^53: Lua would write some as 1e+14.
 const script = `local fields = {'epoch', 'total'}
 for i = 4, #ARGV, 3 do
 	table.insert(fields, ARGV[i])
@@ -240,7 +240,8 @@ for i = 4, #ARGV, 3 do
 end
 if #changes > 0 then
 	redis.call('HSET', KEYS[1], 'total', string.format('%d', total), unpack(changes))
-else
+end
+if not answer then
 	redis.call('HSETNX', KEYS[1], 'total', 0)
 end
 return answer or total`
