@@ -1,172 +1,113 @@
 package faults
 
 import (
+	"bufio"
+	"cmp"
 	"fmt"
+
+	"net"
 	"net/http"
 	"os"
-	"os/exec"
-	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 )
 
-// next fails the test unless the next request to p is told that number of the cluster.
-func next(t testing.TB, p *process, want int64) {
-	t.Helper()
-	a, err := ask(http.DefaultClient, p.url)
-	if err != nil || a.Status != http.StatusOK || a.Total != want {
-		t.Errorf("instance %s: got %+v, %v, want a 200 and %d", p.addr, a, err, want)
-	}
-}
-
-// lines returns how often the instance, which has ended, logged the message.
-func (p *process) lines(message string) int {
-	return strings.Count(p.stderr.String(), fmt.Sprintf(" msg=%q ", message))
-}
-
-// startRedis starts a Redis, and returns the setting that has an instance use it.
-func startRedis(t testing.TB) (*server, string) {
-	s := startServer(t)
-	return s, "REDIS_URL=redis://:" + password + "@" + s.addr()
-}
-
-// Whatever becomes of Redis and of instances, the next number is one higher.
-func TestNumberContinues(t *testing.T) {
+// Redis loses its data just after an instance was asked, which maybe ends then. Another one, which
+// maybe starts just then, goes on with the next number.
+func TestNextNumber(t *testing.T) {
 	needRedis(t)
-	t.Parallel()
-	s, url := startRedis(t)
-	env := []string{url, "REDIS_TIMEOUT=5s"}
-	var all [3]*process
-	for i := range all {
-		all[i] = startProcess(t, env...)
-	}
-	for i := range 60 {
-		next(t, all[i%3], int64(i+1))
-	}
-	time.Sleep(learned)
-	s.do("FLUSHALL")
-	next(t, all[0], 61)
-
-	time.Sleep(learned)
-	all[1].kill()
-	s.restart(0)
-	next(t, all[0], 62)
-	next(t, all[2], 63)
-
-	status, log := all[2].stop() // it has just counted
-	if status != 0 || !strings.Contains(log, `msg="waiting `) {
-		t.Errorf("stopped: got status %d, want 0 after a line that it waits, in:\n%s", status, log)
-	}
-	s.do("FLUSHALL")
-	next(t, all[0], 64)
-
-	fresh := startProcess(t, env...)
-	time.Sleep(learned)
-	s.do("FLUSHALL")
-	next(t, fresh, 65)
-
-	forgot := 0
-	for _, p := range []*process{all[0], all[2], fresh} {
-		p.stop()
-		forgot += p.lines("told Redis what it lacked")
-	}
-	if most := 4 * 3; forgot < 4 || forgot > most { // several may notice it at the same time
-		t.Errorf("lines for four times that Redis forgot: got %d, want 4 to %d", forgot, most)
+	flush := func(t *testing.T, s *server, path *proxy, asked *process) { s.do("FLUSHALL") }
+	restart := func(t *testing.T, s *server, path *proxy, asked *process) { s.restart(0) }
+	for _, tt := range []struct {
+		name   string
+		starts bool
+		within time.Duration                                              // 2.5 s unless set
+		lose   func(t *testing.T, s *server, path *proxy, asked *process) // path is to s, from asked
+	}{
+		{name: "FLUSHALL", lose: flush},
+		{name: "FLUSHALL as the other starts", lose: flush, starts: true},
+		{name: "Redis killed", lose: restart},
+		{name: "Redis killed as the other starts", lose: restart, starts: true},
+		{name: "FLUSHALL while the path from the instance is silent for 0.9 s",
+			within: 3500 * time.Millisecond, lose: func(t *testing.T, s *server, path *proxy, asked *process) {
+				path.set(vanish)
+				s.do("FLUSHALL")
+				time.AfterFunc(900*time.Millisecond, func() { path.set(none) })
+			}},
+		{name: "the instance and Redis killed",
+			lose: func(t *testing.T, s *server, path *proxy, asked *process) {
+				time.Sleep(300 * time.Millisecond)
+				asked.kill()
+				s.restart(0)
+			}},
+		{name: "the instance stopped and Redis killed",
+			lose: func(t *testing.T, s *server, path *proxy, asked *process) {
+				if status, log := asked.stop(); status != 0 || !strings.Contains(log, `msg="waiting `) {
+					t.Errorf("stopped: got status %d, want 0 after a line that it waits, in:\n%s",
+						status, log)
+				}
+				s.restart(0)
+			}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			s, url := startRedis(t)
+			path := newProxy(t, s.addr())
+			viaPath := strings.Replace(url, s.addr(), path.Addr().String(), 1)
+			asked, other := startProcess(t, viaPath), startProcess(t, url)
+			next(t, other, 1)
+			for n := int64(2); n < 8; n += 2 {
+				if !asked.runs() {
+					asked = startProcess(t, viaPath)
+				}
+				next(t, asked, n)
+				tt.lose(t, s, path, asked)
+				lost := time.Now()
+				if tt.starts {
+					other = startProcess(t, url)
+				}
+				next(t, other, n+1)
+				took, within := time.Since(lost), cmp.Or(tt.within, 2500*time.Millisecond)
+				if took > within {
+					t.Errorf("the next number came after %v, want %v at the most", took, within)
+				}
+			}
+		})
 	}
 }
 
-// Something in the ledger that is no count does no harm. Without the total the
-// number starts over, until Redis loses its data.
-func TestChangedByHand(t *testing.T) {
-	needRedis(t)
-	t.Parallel()
-	s, url := startRedis(t)
-	p := startProcess(t, url, "REDIS_TIMEOUT=5s")
-	for n := range int64(10) {
-		next(t, p, n+1)
-	}
-	s.do("HSET " + ledger + " note hello")
-	time.Sleep(learned)
-	next(t, p, 11)
-	s.do("DEL requestcount")
-	next(t, p, 1)
-	next(t, p, 2)
-	time.Sleep(learned)
-	s.do("FLUSHALL")
-	next(t, p, 14)
-}
-
-// Many idle instances cost Redis little, and when it forgets the first of them
-// that is asked has it know everything again.
+// Many idle instances cost Redis little and write nothing. After a loss the number continues.
 func TestManyInstances(t *testing.T) {
 	needRedis(t)
 	t.Parallel()
-	const instances, each = 30, 3
+	const instances = 30
 	s, url := startRedis(t)
 	var all [instances]*process
-	n := int64(0)
 	for i := range all {
 		all[i] = startProcess(t, url, "REDIS_TIMEOUT=5s")
 	}
-	for range each {
-		for _, p := range all {
-			n++
-			next(t, p, n)
-		}
+	for i, p := range all {
+		next(t, p, int64(i+1))
 	}
 	time.Sleep(learned)
-	began, before := time.Now(), s.stat("total_commands_processed")
+	began, before := time.Now(), s.stat("cmdstat_evalsha:calls=")
+	changes := s.stat("rdb_changes_since_last_save:")
 	time.Sleep(2 * time.Second)
-	commands := float64(s.stat("total_commands_processed") - before)
-	if got, most := commands/time.Since(began).Seconds(), 4.0*instances; got > most {
-		t.Errorf("commands a second: got %.0f, want up to %.0f", got, most)
+	looks := float64(s.stat("cmdstat_evalsha:calls=") - before)
+	if got, most := looks/time.Since(began).Seconds(), 4.0*instances; got > most {
+		t.Errorf("looks a second: got %.0f, want up to %.0f", got, most)
 	}
-	if got, most := s.stat("connected_clients"), 2*instances+5; got > most {
+	if got := s.stat("rdb_changes_since_last_save:") - changes; got != 0 {
+		t.Errorf("changes of idle instances: got %d, want 0", got)
+	}
+	if got, most := s.stat("connected_clients:"), 2*instances+5; got > most {
 		t.Errorf("connections of %d instances: got %d, want up to %d", instances, got, most)
 	}
 	s.do("FLUSHALL")
-	for _, p := range all {
-		n++
-		next(t, p, n)
-	}
-}
-
-// Whoever watches the log of an instance learns when it cannot count in Redis,
-// for how long, and that Redis has forgotten.
-func TestLog(t *testing.T) {
-	needRedis(t)
-	t.Parallel()
-	s, url := startRedis(t)
-	p := startProcess(t, url, "REDIS_TIMEOUT=500ms")
-	for n := range int64(10) {
-		next(t, p, n+1)
-	}
-	s.do("FLUSHALL")
-	next(t, p, 11)
-	s.suspend(2 * time.Second) // a sync fails
-	eventually(t, func() error {
-		if a, err := ask(http.DefaultClient, p.url); err != nil || a.Status != http.StatusOK {
-			return fmt.Errorf("after Redis was silent: got %+v, %v, want a 200", a, err)
-		}
-		return nil
-	})
-	_, log := p.stop()
-	for _, message := range []string{
-		"told Redis what it lacked", "cannot count in Redis", "counting in Redis again",
-	} {
-		if got := p.lines(message); got < 1 || got > 4 {
-			t.Errorf("lines that say %q: got %d, want 1 to 4", message, got)
-		}
-	}
-	for _, want := range []string{" requests=10 ", " after=", " cause="} {
-		if !strings.Contains(log, want) {
-			t.Errorf("the log: got no %q, want one", want)
-		}
-	}
-	if t.Failed() {
-		t.Log(log)
+	for i, p := range all {
+		next(t, p, int64(instances+i+1))
 	}
 }
 
@@ -176,20 +117,29 @@ func TestStop(t *testing.T) {
 	t.Parallel()
 	_, url := startRedis(t)
 	for _, tt := range []struct {
-		name, url string
-		requests  int
-		wait      time.Duration   // before the first signal
-		signals   []time.Duration // waits between the signals that follow
-		within    time.Duration
-		logs      string // at the end; empty for an instance that a signal ended at once
+		name     string
+		url      string
+		requests int
+		spare    bool            // a client is connected that has sent nothing, as browsers are
+		wait     time.Duration   // before the first signal
+		signal   syscall.Signal  // SIGTERM unless set
+		signals  []time.Duration // waits between the SIGTERMs that follow
+		within   time.Duration
+		logs     string // at the end; empty for an instance that a signal ended at once
 	}{
 		{name: "idle", url: url, requests: 3, wait: 2 * learned,
 			within: 500 * time.Millisecond, logs: "msg=stop handled=3\n"},
 		{name: "never asked", url: url, wait: learned,
 			within: 500 * time.Millisecond, logs: "msg=stop handled=0\n"},
+		{name: "SIGHUP", url: url, requests: 1, wait: 2 * learned, signal: syscall.SIGHUP,
+			within: 500 * time.Millisecond, logs: "msg=stop handled=1\n"},
+		{name: "beside a connection that has sent nothing", url: url, requests: 1, spare: true,
+			wait: 2 * learned, within: 700 * time.Millisecond, logs: "msg=stop handled=1\n"},
+		{name: "asked a moment ago", url: url, requests: 1,
+			within: 1300 * time.Millisecond, logs: "msg=stop handled=1\n"},
 		{name: "two signals, as GNU timeout sends", url: url, requests: 1,
 			signals: []time.Duration{50 * time.Millisecond},
-			within:  5 * time.Second, logs: "msg=stop handled=1\n"},
+			within:  1300 * time.Millisecond, logs: "msg=stop handled=1\n"},
 		{name: "a second signal a second later",
 			url: "REDIS_URL=redis://127.0.0.1:" + freePort(), requests: 1,
 			signals: []time.Duration{1500 * time.Millisecond}, within: 2500 * time.Millisecond},
@@ -200,9 +150,16 @@ func TestStop(t *testing.T) {
 			for range tt.requests {
 				get(t, p.url)
 			}
+			if tt.spare {
+				nc, err := net.Dial("tcp", p.addr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer nc.Close()
+			}
 			time.Sleep(tt.wait)
 			began := time.Now()
-			p.terminate()
+			p.signal(cmp.Or(tt.signal, syscall.SIGTERM))
 			for _, wait := range tt.signals {
 				time.Sleep(wait)
 				p.Process.Signal(syscall.SIGTERM)
@@ -220,48 +177,104 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// Metrics leave out what the instance does not know, and have the total as it
-// is in Redis.
-func TestMetrics(t *testing.T) {
+// logPipe starts an instance that logs to a pipe, and returns it and both ends of that.
+func logPipe(t *testing.T, env ...string) (p *process, r, w *os.File) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close(); w.Close() })
+	return startProcessAt(t, "127.0.0.1:"+freePort(), w, env...), r, w
+}
+
+// An instance whose log has lost its reader, as `2>&1 | head -1` leaves it, goes on, and tells
+// Redis all as it stops.
+func TestLogWithoutReader(t *testing.T) {
 	needRedis(t)
 	t.Parallel()
 	s, url := startRedis(t)
-	for _, tt := range []struct {
-		name, url string
-		want      []string // after two requests
-	}{
-		{name: "with Redis", url: url,
-			want: []string{"instance_requests_total 2", "cluster_requests 1002", "redis_up 1"}},
-		{name: "without Redis", want: []string{"instance_requests_total 2", "cluster_requests 2"}},
-		{name: "before Redis has answered", url: "REDIS_URL=redis://127.0.0.1:" + freePort(),
-			want: []string{"instance_requests_total 2", "redis_up 0"}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			p := startProcess(t, tt.url, "REDIS_TIMEOUT=200ms")
-			for range 2 {
-				get(t, p.url)
-			}
-			if tt.url == url {
-				s.do("SET requestcount 1002") // by somebody else
-			}
-			eventually(t, func() error {
-				_, page := get(t, p.url+"/metrics")
-				samples := regexp.MustCompile(`(?m)^requestcount_.*`).FindAllString(page, -1)
-				got := strings.ReplaceAll(strings.Join(samples, ", "), "requestcount_", "")
-				if want := strings.Join(tt.want, ", "); got != want {
-					return fmt.Errorf("samples: got %s, want %s", got, want)
-				}
-				return nil
-			})
-		})
+	p, r, w := logPipe(t, url, "REDIS_TIMEOUT=100ms")
+	w.Close()
+	if line, err := bufio.NewReader(r).ReadString('\n'); !strings.Contains(line, "msg=start") {
+		t.Errorf("the first line: got %q, %v, want one of the start", line, err)
+	}
+	r.Close()
+	next(t, p, 1)
+	s.kill()
+	if a, err := ask(client, p.url); err != nil || a.Status != http.StatusServiceUnavailable {
+		t.Errorf("without Redis: got %+v, %v, want a 503", a, err)
+	}
+	p.terminate()
+	s.start()
+	if status, _ := p.stop(); status != 0 {
+		t.Errorf("stopped: got %v, want status 0", p.ProcessState)
+	}
+	if got := s.do("HGET requestcount total"); got != "2" {
+		t.Errorf("the total at the end: got %s, want 2", got)
 	}
 }
 
-func TestVersion(t *testing.T) {
-	out, err := exec.Command(program, "-version").Output()
-	got := strings.TrimSuffix(string(out), "\n")
-	if err != nil || got == "" || os.Getenv("PROGRAM") == "" && got != version {
-		t.Errorf("-version: got %q, %v, want %s, or another one of $PROGRAM", got, err, version)
+// An instance whose log goes to a terminal that stands still answers, while Redis goes and comes.
+func TestLogStandsStill(t *testing.T) {
+	needRedis(t)
+	t.Parallel()
+	s, url := startRedis(t)
+	p, _, w := logPipe(t, url, "REDIS_TIMEOUT=100ms")
+	next(t, p, 1)
+	fill, err := os.OpenFile(fmt.Sprint("/proc/self/fd/", w.Fd()), os.O_WRONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Skipf("skipped: no way to fill a pipe here: %v", err)
 	}
+	defer fill.Close()
+	fill.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+	if n, err := fill.Write(make([]byte, 16<<20)); err == nil {
+		t.Fatalf("the pipe took %d bytes, want it full", n)
+	}
+	answers := func(when string) {
+		for path, text := range map[string]string{"/": "You", "/readyz": "ready", "/metrics": "#"} {
+			if err := p.says(path, text); err != nil {
+				t.Errorf("%s: %v", when, err)
+			}
+		}
+	}
+	answers("with Redis")
+	s.kill()
+	eventually(t, func() error {
+		if _, body := get(t, p.url+"/metrics"); !strings.Contains(body, "\nrequestcount_redis_up 0") {
+			return fmt.Errorf("/metrics without Redis: got\n%s", body)
+		}
+		return nil
+	})
+	answers("without Redis")
+	s.start()
+	time.Sleep(learned)
+	answers("with Redis again")
+}
+
+// A request that waits for a silent Redis when its instance is told to stop is answered, even if
+// that takes longer than the 10 s for which the instance tries to tell Redis. These begin then: what
+// it has counted is not lost.
+func TestAnsweredAsItEnds(t *testing.T) {
+	needRedis(t)
+	t.Parallel()
+	s, url := startRedis(t)
+	between := newProxy(t, s.addr())
+	proxied := strings.Replace(url, s.addr(), between.Addr().String(), 1)
+	p, other := startProcess(t, proxied, "REDIS_TIMEOUT=7500ms"), startProcess(t, url)
+	next(t, p, 1)
+	between.set(vanish)
+	time.AfterFunc(time.Second, p.terminate)
+	a, err := ask(client, p.url)
+	if took := a.end - a.start; err != nil || a.Status != http.StatusServiceUnavailable || took < 11*time.Second {
+		t.Errorf("got %+v, %v after %v, want a 503 after 11 s", a, err, took)
+	}
+	between.set(hold) // its next command arrives late
+	between.setSome(all, refuse)
+	time.Sleep(2 * time.Second)
+	between.set(none)
+	if status, log := p.stop(); status != 0 || !strings.HasSuffix(log, "msg=stop handled=2\n") {
+		t.Errorf("stopped: got status %d, want 0, in:\n%s", status, log)
+	}
+	s.do("FLUSHALL")
+	next(t, other, 3)
 }

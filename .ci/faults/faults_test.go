@@ -4,8 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io"
-	"net"
+	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strconv"
@@ -22,10 +21,11 @@ type fleet struct {
 	redis     *server // has the total
 	base      int     // the total before the first request
 	url       string  // where the instances find Redis
-	program   string  // where it is not the plain one
 	env       []string
 	proxy     *proxy // where url is one's
 	processes []*process
+	clients   int
+	older     time.Duration // when Redis went back to an older copy, since epoch; 0 if never
 
 	mu        sync.Mutex
 	instances []*process // those under load
@@ -36,9 +36,9 @@ type fleet struct {
 
 const clientsEach = 4 // of each instance
 
-// learned is how long it takes until each instance knows what the others have
-// counted: they read it once a second.
-const learned = 1500 * time.Millisecond
+// learned is how long it takes until each instance knows what the others have counted: it looks
+// every quarter of a second.
+const learned = 600 * time.Millisecond
 
 // useRedis has the instances use s.
 func (f *fleet) useRedis(s *server) {
@@ -54,12 +54,11 @@ func (f *fleet) useProxy() {
 // fill puts n entries of other instances into the ledger, each of one request.
 func (f *fleet) fill(n int) {
 	f.t.Helper()
-	pipe, ctx := f.redis.client.Pipeline(), context.Background()
+	fields := []any{"total", n}
 	for i := range n {
-		pipe.HSet(ctx, ledger, fmt.Sprintf("host:1/X%d/1", i+1), fmt.Sprint("1 ", i+1))
+		fields = append(fields, fmt.Sprintf("host:1/X%d/1", i+1), fmt.Sprint("1 ", i+1))
 	}
-	pipe.Set(ctx, "requestcount", n, 0)
-	if _, err := pipe.Exec(ctx); err != nil {
+	if err := f.redis.client.HSet(context.Background(), "requestcount", fields...).Err(); err != nil {
 		f.t.Fatal(err)
 	}
 	f.base = n
@@ -67,8 +66,7 @@ func (f *fleet) fill(n int) {
 
 // start starts an instance at addr, in place of instance i.
 func (f *fleet) start(i int, addr string) {
-	env := slices.Concat(f.env, []string{"REDIS_URL=" + f.url})
-	p := startProcessAt(f.t, cmp.Or(f.program, program), addr, env...)
+	p := startProcessAt(f.t, addr, nil, append(f.env, "REDIS_URL="+f.url)...)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.instances[i] = p
@@ -78,18 +76,16 @@ func (f *fleet) start(i int, addr string) {
 // replace starts an instance with a name of its own in place of instance i.
 func (f *fleet) replace(i int) { f.start(i, "127.0.0.1:"+freePort()) }
 
+// kill ends an instance as a crash would.
+func (f *fleet) kill(p *process) {
+	p.kill()
+	f.killed++
+}
+
 // terminate asks all instances to stop.
 func (f *fleet) terminate() {
 	for _, p := range f.instances {
 		p.terminate()
-	}
-}
-
-// rollOut replaces one instance after another.
-func (f *fleet) rollOut() {
-	for i := range f.instances {
-		f.stop(f.instances[i])
-		f.replace(i)
 	}
 }
 
@@ -106,19 +102,21 @@ func (f *fleet) stop(ps ...*process) {
 	}
 }
 
-// load sends requests to all instances, each client with a pause in between, until ctx is done.
-func (f *fleet) load(ctx context.Context, pause time.Duration) {
+// load has the clients send requests, each with a pause in between, until ctx is done. People go
+// round the instances, as a load balancer has them do; a machine stays with one.
+func (f *fleet) load(ctx context.Context, pause time.Duration, people bool) {
 	var wg sync.WaitGroup
-	for i := range f.instances {
-		for range clientsEach {
-			wg.Go(func() {
-				c := &http.Client{Transport: &http.Transport{}}
-				defer c.CloseIdleConnections()
-				for sleep(ctx, pause) {
-					f.ask(c, i)
+	for n := range f.clients {
+		wg.Go(func() {
+			c := &http.Client{Transport: &http.Transport{}, Timeout: time.Minute}
+			defer c.CloseIdleConnections()
+			for sleep(ctx, pause) {
+				f.ask(c, n%len(f.instances))
+				if people {
+					n++
 				}
-			})
-		}
+			}
+		})
 	}
 	wg.Wait()
 }
@@ -145,7 +143,7 @@ func (f *fleet) recover(d time.Duration) {
 	began := time.Now()
 	for i, p := range f.instances {
 		for answered := false; p.runs() && !answered; time.Sleep(10 * time.Millisecond) {
-			answered = f.ask(http.DefaultClient, i)
+			answered = f.ask(client, i)
 			if took := time.Since(began); took > d {
 				f.t.Errorf("instance %s: got no 200 within %v, want one within %v", p.addr, took, d)
 				break
@@ -155,22 +153,21 @@ func (f *fleet) recover(d time.Duration) {
 	f.t.Logf("all instances answer with 200 after %v", time.Since(began))
 }
 
-// total fails the test unless the total grows, within the time for a few syncs of
-// a long ledger, by the number of requests answered, or up to more of those that
-// were given up beside them.
-func (f *fleet) total(when string, answered, more int) {
+// total fails the test unless the total grows, within the time for a few looks at a long ledger,
+// by the number of requests answered, or up to more of those that were given up beside them. It
+// returns by how much it has grown.
+func (f *fleet) total(when string, answered, more int) (grown int) {
 	f.t.Helper()
-	want := f.base + answered
 	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
-		reply := f.redis.do("GET requestcount")
+		reply := f.redis.do("HGET requestcount total")
 		n, err := strconv.Atoi(reply)
-		if err == nil && n >= want && n <= want+more {
-			return
+		if grown = n - f.base; err == nil && grown >= answered && grown <= answered+more {
+			return grown
 		}
 		if time.Since(began) > 15*time.Second {
 			f.t.Errorf("the total %s: got %s, want %d, or up to %d more that were given up",
-				when, reply, want, more)
-			return
+				when, reply, f.base+answered, more)
+			return grown
 		}
 	}
 }
@@ -181,37 +178,75 @@ type scenario struct {
 	timeout   string         // REDIS_TIMEOUT
 	within    time.Duration  // the longest that an answer may take; 0 for any
 	instances int            // 3 unless set
-	pause     time.Duration  // of each client; 4 ms unless set
+	people    bool           // two clients, at the speed of people, in place of four each
+	pause     time.Duration  // of each client; 4 ms, or 200 ms for people, unless set
 	entries   int            // in the ledger before the instances start
 	proxied   bool           // a proxy is between
 	prepare   func(f *fleet) // before the instances start; nil for one plain Redis
 	fault     func(f *fleet) // while they are under load
-	loses     bool           // Redis loses its data: numbers may repeat
-	lowest    float64        // the least that a number may be of one told before; 0 for any
 	fails     bool           // some requests must be answered with 503; else none may be
 	stops     bool           // instances are away for a while: some requests get no answer
 }
 
 var scenarios = []scenario{
-	{name: "Redis killed and restarted empty, ten times", timeout: "5s", loses: true,
+	{name: "FLUSHALL at random, two people", timeout: "5s", people: true,
+		fault: times(6, func(f *fleet) {
+			upTo(4 * time.Second)
+			f.redis.do("FLUSHALL")
+		})},
+	{name: "Redis killed and restarted empty at random, two people", timeout: "5s", people: true,
+		fault: times(5, func(f *fleet) {
+			upTo(4 * time.Second)
+			f.redis.restart(rand.N(time.Second))
+		})},
+	{name: "instances start and end as Redis loses its data, two people",
+		timeout: "5s", people: true, stops: true,
+		fault: times(4, func(f *fleet) {
+			i := rand.IntN(len(f.instances))
+			ends := f.instances[i]
+			f.replace(i)
+			ends.terminate()
+			upTo(600 * time.Millisecond) // in which it has ended, or not
+			f.lose()
+			upTo(600 * time.Millisecond)
+			f.replace((i + 1) % len(f.instances)) // the one before runs on
+			upTo(2 * time.Second)
+		})},
+	{name: "instances killed as Redis loses its data, two people",
+		timeout: "5s", people: true, stops: true,
+		fault: times(4, func(f *fleet) {
+			f.recover(10 * time.Second)
+			i := rand.IntN(len(f.instances))
+			dies := f.instances[i]
+			f.replace(i)
+			time.Sleep(learned)
+			f.kill(dies)
+			f.lose()
+			upTo(2 * time.Second)
+		})},
+	{name: "Redis losing its data each 0.3 s for ten seconds", timeout: "1s", fails: true,
+		fault: func(f *fleet) {
+			for began := time.Now(); time.Since(began) < 10*time.Second; f.redis.do("FLUSHALL") {
+				time.Sleep(300 * time.Millisecond)
+			}
+			f.recover(3 * time.Second)
+		}},
+	{name: "Redis killed and restarted empty, ten times", timeout: "5s",
 		fault: times(10, func(f *fleet) {
 			f.redis.restart(100 * time.Millisecond)
 			time.Sleep(100 * time.Millisecond)
 		})},
 	{name: "Redis killed and restarted empty after the timeout",
-		timeout: "300ms", loses: true, fails: true,
+		timeout: "300ms", fails: true,
 		fault: func(f *fleet) {
 			f.redis.restart(time.Second)
 		}},
-	{name: "Redis refusing connections for 0.9 of the timeout", timeout: "5s", loses: true,
+	{name: "Redis refusing connections for 0.9 of the timeout", timeout: "5s",
 		fault: func(f *fleet) {
 			f.redis.restart(4 * time.Second) // and up to half a second to start
 		}},
-	{name: "Redis silent for 0.9 of the timeout", timeout: "2s", fault: func(f *fleet) {
-		f.redis.suspend(1800 * time.Millisecond)
-	}},
 	{name: "Redis refusing connections for 0.9 of the timeout as SIGTERM comes",
-		timeout: "5s", loses: true, stops: true,
+		timeout: "5s", stops: true,
 		fault: func(f *fleet) {
 			f.redis.kill()
 			f.terminate()
@@ -219,37 +254,20 @@ var scenarios = []scenario{
 			f.redis.start()
 			f.stop(f.instances...)
 		}},
-	{name: "Redis silent for 0.9 of the timeout as SIGTERM comes", timeout: "2s", stops: true,
-		fault: func(f *fleet) {
-			f.redis.cmd.Process.Signal(syscall.SIGSTOP)
-			f.terminate()
-			time.Sleep(1800 * time.Millisecond)
-			f.redis.cmd.Process.Signal(syscall.SIGCONT)
-			f.stop(f.instances...)
-		}},
 	{name: "Redis stopped for more than the timeout", timeout: "300ms", fails: true,
 		fault: func(f *fleet) {
 			f.redis.suspend(time.Second)
 		}},
-	{name: "FLUSHALL, ten times, without a password", timeout: "5s", loses: true,
-		prepare: func(f *fleet) {
-			f.useRedis(startServer(f.t))
-			f.redis.do("ACL SETUSER default nopass")
-			f.url = "redis://" + f.redis.addr()
-		}, fault: times(10, func(f *fleet) {
-			f.redis.do("FLUSHALL")
-			time.Sleep(20 * time.Millisecond)
-		})},
 	{name: "FLUSHALL under thousands of requests a second",
-		timeout: "5s", pause: 2 * time.Millisecond, loses: true, lowest: 0.5,
+		timeout: "5s", pause: 2 * time.Millisecond,
 		fault: func(f *fleet) {
 			time.Sleep(2 * learned)
 			f.redis.do("FLUSHALL")
 		}},
 	{name: "FLUSHALL with 50,000 entries and five instances",
-		timeout: "5s", instances: 5, entries: 50_000, loses: true, lowest: 0.9,
+		timeout: "5s", instances: 5, entries: 50_000,
 		fault: func(f *fleet) {
-			time.Sleep(3 * learned) // the interval grows with the ledger
+			time.Sleep(4 * time.Second) // the ledger is read each 3 s
 			f.redis.do("FLUSHALL")
 		}},
 	{name: "Redis stopped for two seconds with 20,000 entries",
@@ -258,23 +276,23 @@ var scenarios = []scenario{
 			f.redis.suspend(2 * time.Second)
 			f.recover(3 * time.Second) // one on a machine that has time
 		}},
-	failover("failover that waits for the replica", false, func(from, to *server) {
+	failover("failover that waits for the replica", func(f *fleet, to *server) {
+		from := f.redis
 		if !strings.Contains(from.do("COMMAND INFO FAILOVER"), "failover") {
 			from.t.Skip("skipped: FAILOVER needs Redis 6.2")
 		}
 		from.do("FAILOVER TO 127.0.0.1 " + to.port)
 		from.until("INFO replication", "role:slave")
 	}),
-	failover("failover that loses the last second", true, func(from, to *server) {
+	failover("failover that loses the last second", func(f *fleet, to *server) {
 		to.do("REPLICAOF NO ONE")
 		time.Sleep(time.Second)
-		from.do("REPLICAOF 127.0.0.1 " + to.port)
+		f.older = time.Since(epoch)
+		f.redis.do("REPLICAOF 127.0.0.1 " + to.port)
 	}),
-	redisCluster("on 127.0.0.1", "127.0.0.1", ""),
-	redisCluster("on ::1", "::1", ""),
+	redisCluster("", ""),
 	// They have no hostname, so MOVED points to "?".
-	redisCluster("whose nodes do not know their own names", "127.0.0.1", "hostname"),
-	lostQuestions(),
+	redisCluster(" whose nodes do not know their own names", "hostname"),
 	{name: "TLS, all connections cut ten times", timeout: "5s", prepare: func(f *fleet) {
 		port, files := freePort(), certificate(f.t)
 		f.redis = startTLS(f.t, port, files)
@@ -284,16 +302,10 @@ var scenarios = []scenario{
 		f.redis.do("CLIENT KILL USER default")
 		time.Sleep(20 * time.Millisecond)
 	})},
-	{name: "connections reset for less than the timeout", timeout: "1s", proxied: true,
+	{name: "some of the connections dead in silence",
+		timeout: "2s", within: time.Second, proxied: true,
 		fault: func(f *fleet) {
-			f.proxy.set(refuse)
-			time.Sleep(300 * time.Millisecond)
-			f.proxy.set(none)
-		}},
-	{name: "half of the connections dead in silence",
-		timeout: "2s", within: 1600 * time.Millisecond, proxied: true,
-		fault: func(f *fleet) {
-			f.proxy.setHalf(vanish)
+			f.proxy.setSome(5, vanish)
 			time.Sleep(2 * time.Second)
 		}},
 	{name: "everything dead in silence for 0.9 of the timeout", timeout: "4s", proxied: true,
@@ -302,14 +314,6 @@ var scenarios = []scenario{
 			time.Sleep(3600 * time.Millisecond)
 			f.proxy.setComing(none)
 			time.Sleep(2500 * time.Millisecond)
-		}},
-	{name: "everything dead in silence for more than the timeout",
-		timeout: "300ms", proxied: true, fails: true,
-		fault: func(f *fleet) {
-			f.proxy.set(vanish)
-			time.Sleep(time.Second)
-			f.proxy.setComing(none)
-			f.proxy.setSome(all, refuse)
 		}},
 	{name: "commands delivered after they were given up",
 		timeout: "300ms", proxied: true, fails: true,
@@ -330,15 +334,12 @@ var scenarios = []scenario{
 		timeout: "1s", proxied: true,
 		prepare: func(f *fleet) {
 			f.useRedis(startServer(f.t))
-			f.redis.do("SET requestcount -100000")
+			f.redis.do("HSET requestcount total -100000")
 			f.base = -100_000
 		}, fault: times(20, func(f *fleet) {
 			f.proxy.setSome(1, odd)
 			time.Sleep(50 * time.Millisecond)
 		})},
-	{name: "Redis busy for less than the timeout", timeout: "2s", fault: func(f *fleet) {
-		f.redis.busy(500 * time.Millisecond)
-	}},
 	{name: "Redis full of clients for less than the timeout", timeout: "2s", fault: func(f *fleet) {
 		f.redis.do("CONFIG SET maxclients 1")
 		f.redis.do("CLIENT KILL USER default")
@@ -351,26 +352,6 @@ var scenarios = []scenario{
 			time.Sleep(500 * time.Millisecond)
 			f.redis.do("CONFIG SET min-replicas-to-write 0")
 		}},
-	{name: "an ACL without HSET, then with it", timeout: "300ms", fails: true,
-		prepare: func(f *fleet) {
-			f.useRedis(startServer(f.t))
-			f.redis.do("ACL SETUSER default -hset")
-		}, fault: func(f *fleet) {
-			for range 20 {
-				if got := f.redis.do("GET requestcount"); got != "0" && got != "<nil>" {
-					f.t.Errorf("the total without HSET: got %s, want 0", got)
-					break
-				}
-				time.Sleep(50 * time.Millisecond)
-			}
-			f.mu.Lock()
-			if got := len(told(f.answers)); got != 0 {
-				f.t.Errorf("answers with a total without HSET: got %d, want 0", got)
-			}
-			f.mu.Unlock()
-			f.redis.do("ACL SETUSER default +hset")
-			time.Sleep(time.Second)
-		}},
 	{name: "instance suspended for longer than the timeout", timeout: "1s", proxied: true,
 		fault: func(f *fleet) {
 			f.proxy.set(hold)
@@ -382,61 +363,39 @@ var scenarios = []scenario{
 		}},
 	{name: "instance killed and restarted, same host and port", timeout: "5s", stops: true,
 		fault: func(f *fleet) {
-			f.instances[0].kill()
-			f.killed++
+			f.kill(f.instances[0])
 			time.Sleep(100 * time.Millisecond)
 			f.start(0, f.instances[0].addr)
 		}},
-	{name: "instance killed, then Redis restarted empty", timeout: "5s", stops: true, loses: true,
+	{name: "instance killed, then Redis restarted empty", timeout: "5s", stops: true,
 		fault: func(f *fleet) {
-			f.instances[0].kill()
-			f.killed++
+			f.kill(f.instances[0])
 			time.Sleep(learned)
 			f.redis.restart(100 * time.Millisecond)
 		}},
-	{name: "instances restarted one by one", timeout: "5s", stops: true, fault: (*fleet).rollOut},
-	{name: "rollout, then Redis restarted empty", timeout: "5s", stops: true, loses: true,
+	{name: "rollout, then Redis restarted empty", timeout: "5s", stops: true,
 		fault: func(f *fleet) {
-			f.rollOut()
+			for i := range f.instances {
+				f.stop(f.instances[i])
+				f.replace(i)
+			}
 			f.redis.restart(100 * time.Millisecond)
 		}},
 	{name: "scale-down one by one, each time with Redis restarted empty",
-		timeout: "5s", stops: true, loses: true,
+		timeout: "5s", stops: true,
 		fault: func(f *fleet) {
 			for i := range len(f.instances) - 1 {
 				f.stop(f.instances[i])
 				f.redis.restart(100 * time.Millisecond)
 			}
 		}},
-	{name: "scale-down to one, then Redis restarted empty twice",
-		timeout: "5s", stops: true, loses: true,
-		fault: func(f *fleet) {
-			f.stop(f.instances[:2]...)
-			for range 2 {
-				f.redis.restart(100 * time.Millisecond)
-				time.Sleep(time.Second)
-			}
-		}},
-	{name: "Redis restarted empty as two instances end", timeout: "5s", stops: true, loses: true,
+	{name: "Redis restarted empty as two instances end", timeout: "5s", stops: true,
 		fault: func(f *fleet) {
 			f.instances[0].terminate()
 			f.instances[1].terminate()
 			time.Sleep(300 * time.Millisecond) // they have told Redis, and wait
 			f.redis.restart(100 * time.Millisecond)
 			f.stop(f.instances[:2]...)
-		}},
-	{name: "a slow client as an instance ends, then Redis restarted empty",
-		timeout: "5s", stops: true, loses: true,
-		fault: func(f *fleet) {
-			nc, err := net.Dial("tcp", f.instances[0].addr)
-			if err != nil {
-				f.t.Fatal(err)
-			}
-			defer nc.Close()
-			// It does not send the nine bytes.
-			io.WriteString(nc, "GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")
-			f.stop(f.instances[0])
-			f.redis.restart(100 * time.Millisecond)
 		}},
 	{name: "SIGTERM while Redis is away for longer than the timeout",
 		timeout: "300ms", fails: true, stops: true,
@@ -450,6 +409,18 @@ var scenarios = []scenario{
 		}},
 }
 
+// lose has Redis lose its data, in one of two ways.
+func (f *fleet) lose() {
+	if rand.IntN(2) == 0 {
+		f.redis.do("FLUSHALL")
+	} else {
+		f.redis.restart(0)
+	}
+}
+
+// upTo sleeps for a time at random.
+func upTo(d time.Duration) { time.Sleep(rand.N(d)) }
+
 const all = 1 << 10 // connections, and more than there are
 
 // times returns a fault that happens n times.
@@ -461,8 +432,8 @@ func times(n int, once func(f *fleet)) func(f *fleet) {
 	}
 }
 
-// Whatever is done to real servers and instances under load, the total ends up
-// as the number of requests answered, and all numbers are those of counters.
+// Whatever is done to real servers and instances under load, the total ends up as the number of
+// requests answered, no number is told twice, and none is lower than one told before.
 func TestRealServers(t *testing.T) {
 	needRedis(t)
 	for _, tt := range scenarios {
@@ -492,11 +463,19 @@ func TestRealServers(t *testing.T) {
 
 // suffer loads the instances while the fault happens, and a little before and after.
 func (f *fleet) suffer(tt scenario) {
+	pause := cmp.Or(tt.pause, 4*time.Millisecond)
+	f.clients = clientsEach * len(f.instances)
+	if tt.people {
+		f.clients, pause = 2, 200*time.Millisecond
+	}
+	for _, p := range f.instances { // they wait for their first epoch
+		eventually(f.t, func() error { return p.says("/readyz", "ready") })
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var loading sync.WaitGroup
 	defer loading.Wait()
 	defer cancel()
-	loading.Go(func() { f.load(ctx, cmp.Or(tt.pause, 4*time.Millisecond)) })
+	loading.Go(func() { f.load(ctx, pause, tt.people) })
 	time.Sleep(300 * time.Millisecond)
 	tt.fault(f)
 	time.Sleep(500 * time.Millisecond)
@@ -512,8 +491,7 @@ func (f *fleet) check(tt scenario) {
 	for _, a := range f.answers {
 		slowest = max(slowest, a.end-a.start)
 	}
-	f.t.Logf("%d requests answered in %v at the most, %d of them with 503; %d without an answer",
-		len(f.answers), slowest, unavailable, f.failed)
+	f.t.Logf("slowest answer: %v; %d requests without an answer", slowest, f.failed)
 	if tt.within > 0 && slowest > tt.within {
 		f.t.Errorf("the slowest answer: got %v, want %v at the most", slowest, tt.within)
 	}
@@ -523,13 +501,11 @@ func (f *fleet) check(tt scenario) {
 	if f.failed > 0 && !tt.stops {
 		f.t.Errorf("requests without an answer: got %d, want 0", f.failed)
 	}
-	given := f.killed * clientsEach
-	f.total("at the end", len(f.answers), given)
-	if tt.loses {
-		f.checkLoss(tt, total)
-	} else {
-		linearizable(f.t, "the cluster", total, func(a answer) int64 { return a.Total })
-	}
+	given := f.killed * f.clients
+	grown := f.total("at the end", len(f.answers), given)
+	bad := wrong(total, func(a answer) int64 { return a.Total })
+	report(tt.name, len(f.answers), unavailable, grown, len(bad))
+	f.checkWrong(bad)
 	if f.killed == 0 {
 		f.checkInstances()
 	}
@@ -541,26 +517,47 @@ func (f *fleet) check(tt scenario) {
 	}
 }
 
-// checkLoss fails the test if a number is lower than it may be after Redis has lost its data.
-func (f *fleet) checkLoss(tt scenario, total []answer) {
-	low := tooLow(total)
-	var most float64 // the part of a higher number that is missing
-	for _, l := range low {
-		most = max(most, 1-float64(l.Total)/float64(l.before))
-	}
-	if len(low) > 0 {
-		f.t.Logf("%d answers were too low, within %v, by %.1f %% at the most",
-			len(low), low[len(low)-1].end-low[0].end, 100*most)
-	}
-	if tt.lowest > 0 && most > 1-tt.lowest {
-		f.t.Errorf("the lowest number after FLUSHALL: got %.2f of one told before, want %v",
-			1-most, tt.lowest)
-	}
-	for _, a := range total {
-		if !tt.fails && a.Total-int64(f.base) <= a.N-clientsEach { // so many may be under way
-			f.t.Errorf("the lowest number: got %d from an instance that is at %d", a.Total, a.N)
-			break
+// checkWrong fails the test if more numbers were told twice or lower than may be: one for each
+// request whose reply a kill of Redis may have lost, and those told until an instance has looked
+// at an older copy of the ledger.
+func (f *fleet) checkWrong(bad []answer) {
+	most := 0
+	for _, killed := range f.redis.kills {
+		for _, a := range f.answers {
+			if a.start < killed.end && a.end > killed.start {
+				most++
+			}
 		}
+	}
+	if f.older > 0 {
+		bad = slices.DeleteFunc(bad, func(a answer) bool {
+			return a.end > f.older && a.start < f.older+time.Second
+		})
+	}
+	if len(bad) > most {
+		f.t.Errorf("numbers told twice or lower: got %d, want %d at the most; the first: %+v",
+			len(bad), most, bad[0])
+	}
+}
+
+var (
+	results   []string
+	resultsMu sync.Mutex
+)
+
+// report notes a row for printResults.
+func report(name string, answered, unavailable, counted, wrong int) {
+	resultsMu.Lock()
+	defer resultsMu.Unlock()
+	results = append(results,
+		fmt.Sprintf("| %s | %d | %d | %d | %d |\n", name, answered, unavailable, counted, wrong))
+}
+
+// printResults prints what came of the scenarios, as the README shows it.
+func printResults() {
+	if len(results) > 0 {
+		fmt.Print("\n| fault | requests answered | of them 503 | counted | " +
+			"numbers told twice or lower |\n|---|---|---|---|---|\n" + strings.Join(results, ""))
 	}
 }
 
@@ -574,7 +571,6 @@ func (f *fleet) checkInstances() {
 			return !strings.HasSuffix(a.Instance, ":"+port)
 		})
 		oneTo(f.t, p.addr, own)
-		linearizable(f.t, "instance "+p.addr, own, func(a answer) int64 { return a.N })
 		want := fmt.Sprintf("msg=stop handled=%d\n", len(own))
 		if !strings.HasSuffix(p.stderr.String(), want) {
 			f.t.Errorf("instance %s's log: got no %q at its end", p.addr, want)
@@ -584,16 +580,16 @@ func (f *fleet) checkInstances() {
 
 // failover returns a scenario in which the role of the primary, and its
 // address, go from one server to another.
-func failover(name string, loses bool, promote func(from, to *server)) scenario {
+func failover(name string, promote func(f *fleet, to *server)) scenario {
 	var heir *server
-	s := scenario{name: name, timeout: "5s", proxied: true, loses: loses}
+	s := scenario{name: name, timeout: "5s", proxied: true}
 	s.prepare = func(f *fleet) {
 		f.useRedis(startServer(f.t))
 		heir = startServer(f.t, "replicaof 127.0.0.1 "+f.redis.port)
 		heir.until("INFO replication", "master_link_status:up")
 	}
 	s.fault = func(f *fleet) {
-		promote(f.redis, heir)
+		promote(f, heir)
 		time.Sleep(100 * time.Millisecond) // in which the instances are told READONLY
 		f.redis = heir
 		f.proxy.redirect(heir.addr())
@@ -602,29 +598,22 @@ func failover(name string, loses bool, promote func(from, to *server)) scenario 
 }
 
 // redisCluster returns a scenario in which the instances are pointed at a node
-// that does not own the keys, and these move to another node under load. The
-// nodes know one another by ip, so that is where MOVED points, unless endpoints says otherwise.
-func redisCluster(where, ip, endpoints string) scenario {
+// that does not own the key, and it moves to another node under load. MOVED points to the
+// owner's IP address, unless endpoints says otherwise.
+func redisCluster(whose, endpoints string) scenario {
 	var servers [3]*server // the owner, the next owner, and the one pointed at
 	var ids [3]string
-	s := scenario{name: "Redis Cluster " + where + ", the slot moved", timeout: "5s"}
+	s := scenario{name: "Redis Cluster" + whose + ", the slot moved", timeout: "5s"}
 	s.prepare = func(f *fleet) {
-		l, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
-		if err != nil {
-			f.t.Skipf("skipped: no address %s here: %v", ip, err)
-		}
-		l.Close()
-		bind := "bind " + strings.Join(slices.Compact([]string{"127.0.0.1", ip}), " ")
 		for i := range servers {
-			servers[i] = startServer(f.t, bind, "cluster-announce-ip "+ip, "cluster-enabled yes",
-				"cluster-node-timeout 5000")
+			servers[i] = startServer(f.t, "cluster-enabled yes", "cluster-node-timeout 5000")
 			ids[i] = servers[i].do("CLUSTER MYID")
 			servers[i].do(fmt.Sprint("CLUSTER SET-CONFIG-EPOCH ", i+1))
 			if i > 0 {
-				servers[0].do("CLUSTER MEET " + ip + " " + servers[i].port)
+				servers[0].do("CLUSTER MEET 127.0.0.1 " + servers[i].port)
 			}
 		}
-		const slots = 16384 // the keys' is 866; the first third of them belongs to the owner
+		const slots = 16384 // the key's is 866; the first third of them belongs to the owner
 		var owned [3]strings.Builder
 		for slot := range slots {
 			fmt.Fprintf(&owned[slot*3/slots], " %d", slot)
@@ -646,12 +635,9 @@ func redisCluster(where, ip, endpoints string) scenario {
 		slot := f.redis.do("CLUSTER KEYSLOT requestcount")
 		servers[1].do("CLUSTER SETSLOT " + slot + " IMPORTING " + ids[0])
 		servers[0].do("CLUSTER SETSLOT " + slot + " MIGRATING " + ids[1])
-		keys := strings.Trim(servers[0].do("CLUSTER GETKEYSINSLOT "+slot+" 10"), "[]")
-		for _, key := range strings.Fields(keys) {
-			servers[0].do("MIGRATE 127.0.0.1 " + servers[1].port + " " + key +
-				" 0 5000 AUTH2 admin admin")
-			time.Sleep(100 * time.Millisecond) // in which the instances are told TRYAGAIN, then ASK
-		}
+		servers[0].do("MIGRATE 127.0.0.1 " + servers[1].port +
+			" requestcount 0 5000 AUTH2 admin admin")
+		time.Sleep(100 * time.Millisecond) // in which the instances are told ASK
 		for _, s := range servers {
 			s.do("CLUSTER SETSLOT " + slot + " NODE " + ids[1])
 		}

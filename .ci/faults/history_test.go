@@ -6,85 +6,38 @@ import (
 	"net/http"
 	"slices"
 	"testing"
-	"time"
-
-	"github.com/anishathalye/porcupine"
 )
 
-// fetchAndIncrement is a counter whose answers are told by their rank: 0 for
-// the lowest number that any client was told, and so on. So a number that
-// nobody was told, as those of 503s and of batches whose answer was given up,
-// is no gap, and each step has one answer only, which keeps the search short.
-var fetchAndIncrement = porcupine.Model{
-	Init: func() any { return 0 },
-	Step: func(state, _, output any) (bool, any) { return output == state, state.(int) + 1 },
-}
-
-// linearizable fails the test unless the numbers are such as a single counter
-// gives, each once, and a higher one to a request that started after another was answered.
-func linearizable(t testing.TB, whose string, answers []answer, number func(a answer) int64) {
-	t.Helper()
-	var numbers []int64
-	for _, a := range answers {
-		numbers = append(numbers, number(a))
-	}
-	slices.Sort(numbers)
-	if n := len(slices.Compact(slices.Clone(numbers))); n != len(numbers) {
-		t.Errorf("%s's numbers: got %d different ones, want %d", whose, n, len(numbers))
-		return
-	}
-	var history []porcupine.Operation
-	for i, a := range answers {
-		rank, _ := slices.BinarySearch(numbers, number(a))
-		history = append(history, porcupine.Operation{
-			ClientId: i, Call: int64(a.start), Return: int64(a.end), Output: rank,
-		})
-	}
-	result, info := porcupine.CheckOperationsVerbose(fetchAndIncrement, history, 20*time.Second)
-	if result != porcupine.Ok {
-		longest := 0
-		for _, part := range info.PartialLinearizations()[0] {
-			longest = max(longest, len(part))
-		}
-		t.Errorf("%s's numbers are not linearizable (%s): %d was told after a higher one",
-			whose, result, numbers[min(longest, len(numbers)-1)])
-	}
-}
-
-// A lowAnswer has a number that is not above one told before it was asked for.
-type lowAnswer struct {
-	answer
-	before int64
-}
-
-// tooLow returns the answers that a counter which loses nothing would not
-// give, in order of their end.
-func tooLow(answers []answer) (low []lowAnswer) {
+// wrong returns the answers that a single counter would not give: those that were told a number
+// twice, and those that were told one not higher than a request that was answered before they
+// began. A history without any is linearizable: sorted by their numbers the requests are in order.
+func wrong(answers []answer, number func(a answer) int64) (wrong []answer) {
 	byStart := func(a, b answer) int { return cmp.Compare(a.start, b.start) }
 	byEnd := func(a, b answer) int { return cmp.Compare(a.end, b.end) }
-	starts := slices.SortedFunc(slices.Values(answers), byStart)
 	ends := slices.SortedFunc(slices.Values(answers), byEnd)
-	highest := int64(math.MinInt64)
-	for _, a := range starts {
+	highest, seen := int64(math.MinInt64), map[int64]bool{}
+	for _, a := range slices.SortedFunc(slices.Values(answers), byStart) {
 		for ends[0].end < a.start { // a itself ends later, so it never runs out
-			highest, ends = max(highest, ends[0].Total), ends[1:]
+			highest, ends = max(highest, number(ends[0])), ends[1:]
 		}
-		if a.Total <= highest {
-			low = append(low, lowAnswer{a, highest})
+		if number(a) <= highest || seen[number(a)] {
+			wrong = append(wrong, a)
 		}
+		seen[number(a)] = true
 	}
-	slices.SortFunc(low, func(a, b lowAnswer) int { return byEnd(a.answer, b.answer) })
-	return low
+	return wrong
 }
 
-// oneTo fails the test unless the instance's numbers are 1 … k, each once.
+// oneTo fails the test unless the instance's numbers are 1 … k, each once and in order.
 func oneTo(t testing.TB, instance string, answers []answer) {
 	t.Helper()
-	byNumber := func(a, b answer) int { return cmp.Compare(a.N, b.N) }
-	answers = slices.SortedFunc(slices.Values(answers), byNumber)
-	for i, a := range answers {
-		if a.N != int64(i+1) {
-			t.Errorf("instance %s, answer %d of %d: got %d", instance, i+1, len(answers), a.N)
+	n := func(a answer) int64 { return a.N }
+	if bad := wrong(answers, n); len(bad) > 0 {
+		t.Errorf("instance %s: %d numbers told twice or lower, such as %+v", instance, len(bad), bad[0])
+	}
+	for _, a := range answers {
+		if a.N < 1 || a.N > int64(len(answers)) {
+			t.Errorf("instance %s: got %d, want 1 to %d", instance, a.N, len(answers))
 			return
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -28,9 +29,6 @@ import (
 // program is the built program: $PROGRAM, or what TestMain builds.
 var program = os.Getenv("PROGRAM")
 
-// version is what TestMain stamps on it.
-const version = "1.2.3-faults"
-
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
@@ -42,14 +40,14 @@ func testMain(m *testing.M) int {
 		}
 		defer os.RemoveAll(dir)
 		program = filepath.Join(dir, "requestcount")
-		stamp := "-X main.version=" + version
-		build := exec.Command("go", "build", "-ldflags", stamp, "-o", program, ".")
+		build := exec.Command("go", "build", "-o", program, ".")
 		build.Dir = "../.."
 		if out, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
 			return 1
 		}
 	}
+	defer printResults()
 	return m.Run()
 }
 
@@ -121,19 +119,20 @@ func listens(addr string) error {
 // A process is a running instance of the program.
 type process struct {
 	*exec.Cmd
-	addr, url  string
-	terminated sync.Once
-	stderr     bytes.Buffer  // complete once it has exited
-	exited     chan struct{} // closed then
+	addr, url string
+	signaled  sync.Once
+	stderr    bytes.Buffer  // complete once it has exited
+	exited    chan struct{} // closed then
 }
 
 // startProcess starts an instance at a free port of loopback, with the
 // settings in env only, and waits until it listens.
 func startProcess(t testing.TB, env ...string) *process {
-	return startProcessAt(t, program, "127.0.0.1:"+freePort(), env...)
+	return startProcessAt(t, "127.0.0.1:"+freePort(), nil, env...)
 }
 
-func startProcessAt(t testing.TB, program, addr string, env ...string) *process {
+// startProcessAt starts an instance at addr that logs to a file, or to p.stderr where that is nil.
+func startProcessAt(t testing.TB, addr string, log *os.File, env ...string) *process {
 	t.Helper()
 	p := &process{
 		Cmd:  exec.Command(program),
@@ -142,6 +141,9 @@ func startProcessAt(t testing.TB, program, addr string, env ...string) *process 
 	}
 	p.Env = append([]string{"ADDR=" + addr}, env...)
 	p.Stderr = &p.stderr
+	if log != nil {
+		p.Stderr = log
+	}
 	if err := startCommand(p.Cmd); err != nil {
 		t.Fatal(err)
 	}
@@ -172,9 +174,11 @@ func (p *process) runs() bool {
 	}
 }
 
-// terminate asks the instance to stop, once: a SIGTERM a second later would end it at once.
-func (p *process) terminate() {
-	p.terminated.Do(func() { p.Process.Signal(syscall.SIGTERM) })
+// terminate asks the instance to stop, once: a signal a second later would end it at once.
+func (p *process) terminate() { p.signal(syscall.SIGTERM) }
+
+func (p *process) signal(s syscall.Signal) {
+	p.signaled.Do(func() { p.Process.Signal(s) })
 }
 
 // stop ends the instance as a scale-down does, and returns its exit status and what it logged.
@@ -184,10 +188,18 @@ func (p *process) stop() (int, string) {
 	return p.ProcessState.ExitCode(), p.stderr.String()
 }
 
+// lines returns how often the instance, which has ended, logged the message.
+func (p *process) lines(message string) int {
+	return strings.Count(p.stderr.String(), fmt.Sprintf(" msg=%q ", message))
+}
+
+// client gives up a request that nobody answers.
+var client = &http.Client{Timeout: 30 * time.Second}
+
 // get returns the status and the body of the page at url.
 func get(t testing.TB, url string) (int, string) {
 	t.Helper()
-	resp, err := http.Get(url)
+	resp, err := client.Get(url)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,6 +209,20 @@ func get(t testing.TB, url string) (int, string) {
 		t.Fatal(err)
 	}
 	return resp.StatusCode, string(body)
+}
+
+// says gives an error unless the page at path begins with that text.
+func (p *process) says(path, text string) error {
+	resp, err := client.Get(p.url + path)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && !strings.HasPrefix(string(body), text) {
+		err = fmt.Errorf("%s: got %q, want %q", path, body, text)
+	}
+	return err
 }
 
 // An answer is what a request to / was told, and when.
@@ -213,6 +239,15 @@ func ask(c *http.Client, url string) (a answer, err error) {
 	a.Answer, err = load.Get(c, url)
 	a.end = time.Since(epoch)
 	return a, err
+}
+
+// next fails the test unless the next request to p is told that number of the cluster.
+func next(t testing.TB, p *process, want int64) {
+	t.Helper()
+	a, err := ask(client, p.url)
+	if err != nil || a.Status != http.StatusOK || a.Total != want {
+		t.Errorf("instance %s: got %+v, %v, want a 200 and %d", p.addr, a, err, want)
+	}
 }
 
 // sleep waits for d, or until ctx is done, and says whether it still goes on.

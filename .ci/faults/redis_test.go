@@ -25,10 +25,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// acl is what the service needs of a Redis user on its two keys.
-const acl = "-@all +ping +auth +get +incrby +hget +hset +hgetall +eval +evalsha"
-
-const ledger = "{requestcount}:ledger" // as documented, beside the total
+// acl is what the service needs of a Redis user, as documented.
+const acl = "resetkeys ~requestcount -@all +eval +evalsha +hmget +hset +hsetnx +hgetall"
 
 const password = "right" // of the default user
 
@@ -51,8 +49,12 @@ type server struct {
 	conf   string
 	cmd    *exec.Cmd
 	log    bytes.Buffer
+	kills  []span
 	client *redis.Client // of admin, on one connection
 }
+
+// A span is some time, since epoch.
+type span struct{ start, end time.Duration }
 
 // startServer starts a redis-server with further lines of configuration.
 func startServer(t testing.TB, conf ...string) *server {
@@ -62,17 +64,23 @@ port %s
 dir %s
 save ""
 appendonly no
-user default on >%s resetkeys ~requestcount ~%s %s
+user default on >%s %s
 user admin on >admin ~* +@all
 masteruser admin
 masterauth admin
 %s
-`, s.port, t.TempDir(), password, ledger, acl, strings.Join(conf, "\n"))
+`, s.port, t.TempDir(), password, acl, strings.Join(conf, "\n"))
 	s.client = s.newClient()
 	t.Cleanup(func() { s.client.Close() })
 	t.Cleanup(s.kill)
 	s.start()
 	return s
+}
+
+// startRedis starts a Redis, and returns the setting that has an instance use it.
+func startRedis(t testing.TB) (*server, string) {
+	s := startServer(t)
+	return s, "REDIS_URL=redis://:" + password + "@" + s.addr()
 }
 
 // startTLS starts a redis-server that also has TLS, at port, with the
@@ -106,8 +114,11 @@ func (s *server) kill() {
 	if s.cmd == nil {
 		return
 	}
+	killed := span{start: time.Since(epoch)}
 	s.cmd.Process.Kill()
 	s.cmd.Wait()
+	killed.end = time.Since(epoch)
+	s.kills = append(s.kills, killed)
 	if s.t.Failed() {
 		s.t.Logf("the end of redis-server's log:\n%s", tail(s.log.String()))
 	}
@@ -143,10 +154,11 @@ func (s *server) do(command string) string {
 	return fmt.Sprint(reply)
 }
 
-// stat returns a number of INFO.
+// stat returns the number after name in INFO.
 func (s *server) stat(name string) (n int) {
 	s.t.Helper()
-	_, value, _ := strings.Cut(s.do("INFO"), name+":")
+	_, value, _ := strings.Cut(s.do("INFO ALL"), name)
+	value, _, _ = strings.Cut(value, ",")
 	if _, err := fmt.Sscan(value, &n); err != nil {
 		s.t.Fatalf("INFO: got no number %s: %v", name, err)
 	}
@@ -170,20 +182,6 @@ func (s *server) until(command, says string) {
 		}
 		return nil
 	})
-}
-
-// busy makes the server run a script that does not end for a while.
-func (s *server) busy(d time.Duration) {
-	s.do("CONFIG SET lua-time-limit 10") // ms, after which it answers BUSY
-	client := s.newClient()
-	defer client.Close()
-	ended := make(chan error)
-	go func() { ended <- client.Eval(context.Background(), "while true do end", nil).Err() }()
-	time.Sleep(d)
-	s.do("SCRIPT KILL")
-	if err := <-ended; err == nil || !strings.Contains(err.Error(), "kill") {
-		s.t.Errorf("the endless script: got %v, want it killed", err)
-	}
 }
 
 // tail returns the last 20 lines of text.
@@ -261,13 +259,6 @@ func (p *proxy) setSome(n int, f fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.setOpen(n, f)
-}
-
-// setHalf orders a fault for half of the connections that are open, and for none to come.
-func (p *proxy) setHalf(f fault) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.setOpen((len(p.links)+1)/2, f)
 }
 
 func (p *proxy) setOpen(n int, f fault) {
