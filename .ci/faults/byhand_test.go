@@ -240,6 +240,7 @@ func TestLogStandsStill(t *testing.T) {
 	answers("with Redis")
 	s.kill()
 	eventually(t, func() error {
+		answers("as Redis goes down") // whoever finds that, the keeper or a request
 		if _, body := get(t, p.url+"/metrics"); !strings.Contains(body, "\nrequestcount_redis_up 0") {
 			return fmt.Errorf("/metrics without Redis: got\n%s", body)
 		}
