@@ -1,6 +1,6 @@
 // Requestcount is a web server that counts the requests it handles and the
 // requests that all running instances of it handle together, and says so in
-// plain text. Redis holds the cluster's number; without Redis the instance is
+// plain text. Redis holds the cluster's number; without REDIS_URL the instance is
 // a cluster of one.
 package main
 
@@ -54,8 +54,8 @@ const (
 	checkTimeout  = time.Second             // for each of a healthcheck's two steps; a probe has 3 s
 	connections   = 8                       // to Redis, for counting; more are no faster
 	lookInterval  = 250 * time.Millisecond  // between two looks at Redis
-	epochWait     = 1500 * time.Millisecond // in which each instance has looked at a new epoch
-	retryInterval = 100 * time.Millisecond  // between two tries to count in the next epoch
+	epochWait     = 1500 * time.Millisecond // until a new epoch opens: time for all to restore
+	retryInterval = 100 * time.Millisecond  // between two tries to count until it is open
 	entryInterval = 500 * time.Microsecond  // between two reads of the ledger, for each entry in it
 	maxInterval   = 3 * time.Second         // between two reads of the longest ledger
 )
@@ -113,7 +113,8 @@ type config struct {
 // loadConfig reads the environment. Its errors name the setting, what is wrong
 // with it and what would be right, and never a part of REDIS_URL that may be secret.
 func loadConfig() (cfg config, err error) {
-	for _, name := range []string{"ADDR", "REDIS_URL", "REDIS_KEY", "REDIS_TIMEOUT", "SHUTDOWN_DELAY"} {
+	settings := []string{"ADDR", "REDIS_URL", "REDIS_KEY", "REDIS_TIMEOUT", "SHUTDOWN_DELAY"}
+	for _, name := range settings {
 		if value := getenv(name, ""); value != "" && strings.ContainsAny(value[:1], `"'`) &&
 			value[0] == value[len(value)-1] {
 			return cfg, fmt.Errorf("%s: quotes around the value: want none; "+
@@ -190,7 +191,7 @@ func run(ctx context.Context, cfg config) error {
 	h.stopping.Store(true)
 	slog.Info("stopping", "delay", cfg.shutdownDelay)
 	time.Sleep(cfg.shutdownDelay)
-	server.Shutdown(context.Background()) // the server's limits bound what is under way
+	server.Shutdown(context.Background()) // requests under way need keep; the server limits them
 	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	stopKeeping()
@@ -220,7 +221,7 @@ func newServer(h http.Handler, redisTimeout time.Duration) *http.Server {
 			}
 		},
 	}
-	s.RegisterOnShutdown(func() { // it would wait 5 s for them
+	s.RegisterOnShutdown(func() { // Shutdown would wait 5 s for these
 		time.Sleep(100 * time.Millisecond) // a request may be on its way
 		unused.Range(func(nc, _ any) bool { nc.(net.Conn).Close(); return true })
 	})
@@ -336,29 +337,30 @@ func healthcheck(_ context.Context, cfg config) error {
 //     the same answer.
 //   - Only who holds a connection counts in its entry. Others restore what it has counted.
 //
-// Each instance keeps a copy of the ledger. When Redis has lost data an epoch ends. Then nobody
-// counts before every instance has restored what Redis lacks of its copy.
+// Each instance keeps a copy of the entries. The ledger has an epoch, a random name, which ends
+// when Redis loses data. The next one is closed at first: nobody counts, and each instance restores
+// what Redis lacks of its copy. Who has waited for the others opens it.
 type counter struct {
 	redis *redisServer // nil for a cluster of one
 	pool  chan *conn   // connections used before; whoever takes one out owns it until it is back
 	spare chan *conn   // connections not needed so far
 	ids   []string     // of the entries of all these
 
-	// Of look alone, which is called by keep and then by end.
-	keeper  *conn     // has no entry
-	read    ledger    // what Redis had when it was last read
-	readAt  time.Time // when that was
-	grownAt time.Time // when that epoch was first seen, or others last restored entries in it
-	readErr error     // why the last read failed; nil if it succeeded
-	logged  error     // down, as it was logged last
+	// Only look uses these. It is called by keep, and then by end.
+	lookConn *conn     // has no entry
+	last     ledger    // what Redis had when it was last read, and what was restored then
+	readAt   time.Time // when that was
+	grownAt  time.Time // when its epoch was first seen, or others last added entries to it
+	readErr  error     // why the last read failed; nil if it succeeded
+	logged   error     // down, as it was logged last
 
 	mu      sync.Mutex       // guards the rest
 	n       int64            // requests counted
 	pending *batch           // takes the requests that arrive now
-	ledger  map[string]entry // the copy
-	news    bool             // there is something that Redis may not have heard from here
-	told    time.Time        // when Redis had heard all that was news
-	epoch   string           // in which this instance counts; empty before its first
+	entries map[string]entry // the copy
+	news    bool             // since the last look something was counted here, or failed
+	told    time.Time        // when a look had told Redis all that was news
+	epoch   string           // in which this instance counts; empty before its first; set by look
 	total   int64            // of the cluster, the highest seen in that epoch
 	down    error            // why the last try to count in Redis failed; nil if it succeeded
 	downAt  time.Time        // when Redis went down
@@ -380,12 +382,12 @@ func newBatch() *batch { return &batch{done: make(chan struct{})} }
 // counts alone if redis is nil.
 func newCounter(instance, key string, redis *redisServer) *counter {
 	c := &counter{
-		redis:   redis,
-		pool:    make(chan *conn, connections),
-		spare:   make(chan *conn, connections),
-		keeper:  &conn{server: redis, key: key},
-		ledger:  map[string]entry{},
-		pending: newBatch(),
+		redis:    redis,
+		pool:     make(chan *conn, connections),
+		spare:    make(chan *conn, connections),
+		lookConn: &conn{server: redis, key: key},
+		entries:  map[string]entry{},
+		pending:  newBatch(),
 	}
 	process := instance + "/" + rand.Text() // so a restarted process has entries of its own
 	for i := range connections {
@@ -419,12 +421,12 @@ func (c *counter) next() (instance, cluster int64, err error) {
 	return b.n - later, b.total - later, b.err
 }
 
-// maxWait returns how long a request waits for its turn and for an epoch. Redis may be away for
-// its timeout, and lose its data then. A command that is under way by then takes up to twice the
-// timeout.
+// maxWait returns after how long nothing more is sent for a request. Redis may be away for its
+// timeout, then be empty, and need a few waits for an epoch. Whoever waits for a connection has one
+// by then, as those before it give up earlier. What is under way then takes twice the timeout more.
 func maxWait(redisTimeout time.Duration) time.Duration { return 2*redisTimeout + 4*epochWait }
 
-// send waits for a connection; requests join b meanwhile. Then it seals b, so that the next ones
+// send waits for a connection; requests join b meanwhile. Then it seals b by having the next ones
 // join another batch, and has it counted.
 func (c *counter) send(b *batch) {
 	giveUp := time.Now().Add(maxWait(c.redis.timeout))
@@ -435,12 +437,12 @@ func (c *counter) send(b *batch) {
 	c.pending = newBatch()
 	c.n += b.size
 	b.n = c.n
-	count := c.ledger[cn.id].count + b.size
+	count := c.entries[cn.id].count + b.size
 	c.mu.Unlock()
 
 	b.total, b.err = c.raise(cn, count, giveUp)
 	c.mu.Lock()
-	c.ledger[cn.id] = entry{count, b.total} // after an error too
+	c.entries[cn.id] = entry{count, b.total} // after an error too
 	c.news = true
 	if b.err == nil {
 		c.total = max(c.total, b.total)
@@ -489,10 +491,9 @@ func (c *counter) raise(cn *conn, count int64, giveUp time.Time) (total int64, e
 	}
 }
 
-// fail records, under mu, that Redis is down: requests are answered 503 at once from now on. It is
-// up where only an epoch is over.
+// fail records, under mu, that Redis is down: requests are answered 503 at once from now on. It
+// changes nothing where only an epoch is over.
 func (c *counter) fail(err error) {
-	c.news = true
 	if errors.Is(err, errLost) {
 		return
 	}
@@ -502,14 +503,14 @@ func (c *counter) fail(err error) {
 	c.down = err
 }
 
-// enter records, under mu, what a look has found that began at that time: this instance counts in
-// an epoch whose total is total or more.
+// enter makes epoch, under mu, the one in which this instance counts. Its total is total or more. A
+// look that began then has found this, so Redis is up, unless a request has failed since.
 func (c *counter) enter(began time.Time, epoch string, total int64) {
 	if epoch == c.epoch {
 		total = max(total, c.total)
 	}
-	c.epoch, c.total = epoch, total // lower than in the epoch before where somebody has set it
-	if !c.downAt.After(began) {     // else a request has failed meanwhile
+	c.epoch, c.total = epoch, total // lower than before where somebody has set it
+	if !c.downAt.After(began) {
 		c.down = nil
 	}
 }
@@ -531,7 +532,10 @@ func (c *counter) log() {
 
 // keep looks at Redis at each interval until ctx is done.
 func (c *counter) keep(ctx context.Context) {
-	for c.redis != nil && ctx.Err() == nil {
+	if c.redis == nil {
+		return
+	}
+	for ctx.Err() == nil {
 		c.look()
 		select {
 		case <-time.After(lookInterval):
@@ -544,25 +548,26 @@ func (c *counter) keep(ctx context.Context) {
 // whether it is up and has lost data. Where the total has changed look exchanges the ledger, less
 // often a long one. Where the epoch is over it follows into the next one.
 func (c *counter) look() error {
-	c.log()
+	c.log() // also of a failure that this look ends
 	began := time.Now()
 	c.mu.Lock()
 	epoch, known, own, news := c.epoch, c.total, map[string]entry{}, c.news
 	for _, id := range c.ids {
-		if e, ok := c.ledger[id]; ok {
+		if e, ok := c.entries[id]; ok {
 			own[id] = e
 		}
 	}
 	c.news = false // own has all of it
-	c.keeper.once = c.down != nil
+	c.lookConn.hasty = c.down != nil
 	c.mu.Unlock()
 
-	total, err := c.keeper.restore(epoch, known, own)
+	total, err := c.lookConn.restore(epoch, known, own)
 	if errors.Is(err, errLost) {
 		epoch, total, err = c.follow()
 	}
 	c.mu.Lock()
 	if err != nil {
+		c.news = true
 		c.fail(err)
 	} else {
 		c.enter(began, epoch, total)
@@ -572,11 +577,14 @@ func (c *counter) look() error {
 	}
 	c.mu.Unlock()
 	c.log()
-	if err != nil || total == c.read.total || time.Since(c.readAt) < c.interval() {
+	if err != nil || total == c.last.total || time.Since(c.readAt) < c.interval() {
 		return err
 	}
-	err = c.exchange() // a failure keeps nobody from counting
-	if err != nil && c.readErr == nil && !errors.Is(err, errLost) {
+	err = c.exchange()
+	if errors.Is(err, errLost) {
+		return nil // the next look follows
+	}
+	if err != nil && c.readErr == nil { // this keeps nobody from counting
 		slog.Warn("cannot exchange the ledger with Redis", "redis", c.redis, "cause", err)
 	}
 	c.readErr = err
@@ -586,31 +594,31 @@ func (c *counter) look() error {
 // interval returns the time between two reads of the ledger, longer for a long one: Redis reads out
 // all of it.
 func (c *counter) interval() time.Duration {
-	return min(time.Duration(len(c.read.entries))*entryInterval, maxInterval)
+	return min(time.Duration(len(c.last.entries))*entryInterval, maxInterval)
 }
 
-// follow exchanges the ledger in an epoch that is new to this instance. While others may still
-// restore what they know it returns errLost. Then it opens the epoch and returns it and its total.
+// follow exchanges the ledger in an epoch that is new to this instance. It returns errLost as long
+// as that is closed to it. Then it opens the epoch, and returns it and its total.
 func (c *counter) follow() (epoch string, total int64, err error) {
 	if err := c.exchange(); err != nil {
 		return "", 0, err
 	}
-	// Who opened the epoch has waited. Whoever has counted in another one waits all the same: the
-	// open one may be that of an older copy.
-	starts := c.epoch == "" && c.read.open == c.read.epoch
+	// Others have opened it: this lets an instance that starts count at once. One that comes from
+	// another epoch waits all the same, as Redis may hold an older copy, whose epoch is open.
+	starts := c.epoch == "" && c.last.open == c.last.epoch
 	if !starts && time.Since(c.grownAt) < epochWait {
 		return "", 0, errLost
 	}
-	return c.read.epoch, c.read.total, c.keeper.open(c.read.epoch)
+	return c.last.epoch, c.last.total, c.lookConn.open(c.last.epoch)
 }
 
 // exchange gives both ledgers, the copy here and that in Redis, the higher count of each entry.
 func (c *counter) exchange() error {
 	c.readAt = time.Now()
 	c.mu.Lock()
-	ours := maps.Clone(c.ledger) // before theirs is read: what is counted later is no loss
+	ours := maps.Clone(c.entries) // first: what is counted from now on is not lacking
 	c.mu.Unlock()
-	theirs, err := c.keeper.read()
+	theirs, err := c.lookConn.read()
 	if err != nil {
 		return err
 	}
@@ -621,23 +629,24 @@ func (c *counter) exchange() error {
 			requests += more
 		}
 	}
-	_, err = c.keeper.restore(theirs.epoch, theirs.total, lacking)
-	others := theirs.open != theirs.epoch && len(theirs.entries) > len(c.read.entries)
-	if theirs.epoch != c.read.epoch || others {
-		c.grownAt = time.Now()
-	}
-	c.read = theirs
+	_, err = c.lookConn.restore(theirs.epoch, theirs.total, lacking)
 
 	c.mu.Lock()
 	for id, e := range theirs.entries {
-		if e.count > c.ledger[id].count {
-			c.ledger[id] = e
+		if e.count > c.entries[id].count {
+			c.entries[id] = e
 		}
 	}
-	maps.Copy(theirs.entries, lacking)
 	c.news = c.news || len(lacking) > 0
 	c.mu.Unlock()
+
+	others := theirs.open != theirs.epoch && len(theirs.entries) > len(c.last.entries)
+	if theirs.epoch != c.last.epoch || others {
+		c.grownAt = time.Now()
+	}
+	c.last = theirs
 	if err == nil && len(lacking) > 0 {
+		maps.Copy(theirs.entries, lacking) // so that these are not taken for those of others
 		slog.Info("restored what Redis lacked", "redis", c.redis,
 			"requests", requests, "entries", len(lacking))
 	}
@@ -649,16 +658,21 @@ func (c *counter) exchange() error {
 func (c *counter) end(ctx context.Context) {
 	for waiting := false; c.current().entries > 0; waiting = true {
 		err := c.look()
-		// The others read it at the first look after their interval. One of their looks may fail.
-		if err == nil && time.Since(c.current().told) >= c.interval()+3*lookInterval {
-			return
+		wait := lookInterval // Redis may lose data meanwhile
+		if err == nil {
+			// The others read at the first look after their interval. One of their looks may fail.
+			known := time.Until(c.current().told.Add(c.interval() + 3*lookInterval))
+			if known <= 0 {
+				return
+			}
+			wait = min(wait, known)
 		}
 		if !waiting {
 			slog.Info("waiting until Redis and the other instances know what was counted here; "+
 				"a second signal ends it", "most", drainTimeout)
 		}
 		select {
-		case <-time.After(lookInterval): // Redis may lose data meanwhile
+		case <-time.After(wait):
 		case <-ctx.Done():
 			if err != nil {
 				slog.Warn("Redis may not know all that this instance has counted", "cause", err)
@@ -680,7 +694,7 @@ type status struct {
 func (c *counter) current() status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := status{n: c.n, total: c.total, entries: len(c.ledger), told: c.told, down: c.down}
+	s := status{n: c.n, total: c.total, entries: len(c.entries), told: c.told, down: c.down}
 	if c.redis != nil && c.epoch == "" {
 		s.notReady = cmp.Or(c.down, errors.New("no epoch of the ledger entered yet"))
 	}

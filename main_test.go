@@ -174,7 +174,7 @@ func start(t *testing.T, c *counter) (stop func()) {
 // closeAll closes the TCP connections of counters, none of which may be in use.
 func closeAll(counters ...*counter) {
 	for _, c := range counters {
-		c.keeper.close()
+		c.lookConn.close()
 		for range len(c.pool) {
 			cn := <-c.pool
 			cn.close()
@@ -718,8 +718,8 @@ func TestBatches(t *testing.T) {
 		for range 20 {
 			c.next()
 		}
-		if dials.Load() != 1 || len(c.ledger) != 1 {
-			t.Errorf("got %d connections and %d entries, want one", dials.Load(), len(c.ledger))
+		if dials.Load() != 1 || len(c.entries) != 1 {
+			t.Errorf("got %d connections and %d entries, want one", dials.Load(), len(c.entries))
 		}
 		type told struct {
 			n, total int64
@@ -780,7 +780,7 @@ func TestRedisFails(t *testing.T) {
 				s.timeout = tt.timeout
 				c := newCounter("host:1", net.key, s)
 				for i := range tt.entries {
-					c.ledger[fmt.Sprint("host:2/", i)] = entry{1, 0}
+					c.entries[fmt.Sprint("host:2/", i)] = entry{1, 0}
 				}
 				start(t, c)
 				c.next() // waits until the instance is ready
@@ -1135,7 +1135,7 @@ func TestEnd(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := newCounter("host:1", n.key, n.server(t))
 				stop := start(t, c)
-				time.Sleep(2 * time.Second)
+				time.Sleep(2*time.Second + lookInterval/2) // between two looks
 				for range tt.asked {
 					c.next()
 				}
@@ -1144,8 +1144,10 @@ func TestEnd(t *testing.T) {
 					n.set(tt.fault)
 					time.AfterFunc(tt.lasts, func() { n.set(carried) })
 				}
-				if tt.forgets != 0 {
+				if tt.forgets > 0 {
 					time.AfterFunc(tt.forgets, n.forget)
+				} else if tt.forgets < 0 {
+					n.forget()
 				}
 				began := time.Now()
 				var wg sync.WaitGroup
@@ -1526,8 +1528,8 @@ func (s *schedule) check() {
 		}
 		own := int64(0)
 		for _, id := range in.counter.ids {
-			own += in.counter.ledger[id].count
-			if got, want := l.entries[id].count, in.counter.ledger[id].count; in.state == "living" && got != want {
+			own += in.counter.entries[id].count
+			if got, want := l.entries[id].count, in.counter.entries[id].count; in.state == "living" && got != want {
 				s.t.Errorf("Redis has %d at %s, of which an instance knows %d", got, id, want)
 			}
 		}

@@ -190,7 +190,7 @@ func (s *redisServer) String() string {
 	return s.addr
 }
 
-// errLost is what the script answers where the ledger is not the one that its sender knows.
+// errLost is what the script answers where the sender does not count in the ledger's epoch.
 const errLost = redisError("LOST the ledger is of another epoch")
 
 // script raises entries of the ledger, each to a count, and the total by the differences. It
@@ -198,14 +198,14 @@ const errLost = redisError("LOST the ledger is of another epoch")
 // answers the same, as the entry keeps what it reached. Without entries, or where they are only
 // restored, it answers the total.
 //
-// ARGV[1] is the epoch in which the sender counts, ARGV[2] the total that it knows, ARGV[3] a name
-// for the next epoch. That begins where there is none. It begins, too, where the total is lower
-// than known: Redis has gone back to an older copy. In another epoch than its sender's the script
-// answers errLost, and does nothing else. Then each entry has three arguments: its id, its count,
-// and the total that it reached, which is empty where requests are counted.
+// ARGV[1] is the epoch in which the sender counts, empty for none, and ARGV[2] the total that it
+// knows. ARGV[3] is a new name. It becomes the ledger's epoch where there is none, and where the
+// total is lower than known: Redis has gone back to an older copy. Then, and in any other epoch
+// than the sender's, the script answers errLost. After these each entry has three arguments: its
+// id, its count, and the total that it reached, which is empty where requests are counted.
 //
-// Where nothing is counted HSETNX changes nothing, but fails where Redis refuses writes, as a
-// replica does. Numbers are written with %d, exact here to 2^53: Lua would write some as 1e+14.
+// Where nothing is counted HSETNX at most writes a total of 0. It fails where Redis refuses writes,
+// as a replica does. Numbers are written with %d, exact here to 2^53: Lua would write 1e+14.
 const script = `local fields = {'epoch', 'total'}
 for i = 4, #ARGV, 3 do
 	table.insert(fields, ARGV[i])
@@ -222,7 +222,7 @@ elseif epoch ~= ARGV[1] then
 end
 local answer, changes = nil, {}
 for i = 4, #ARGV, 3 do
-	local id, count, restored = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
+	local id, count, reachedBefore = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
 	local value = values[(i + 5) / 3] or '0 0'
 	local oldCount, reached = string.match(value, '^(%d+) (-?%d+)$')
 	if not oldCount then
@@ -230,11 +230,11 @@ for i = 4, #ARGV, 3 do
 	end
 	if tonumber(oldCount) < count then
 		total = total + (count - oldCount)
-		reached = restored or total
+		reached = reachedBefore or total
 		table.insert(changes, id)
 		table.insert(changes, string.format('%d %d', count, reached))
 	end
-	if not restored then
+	if not reachedBefore then
 		answer = tonumber(reached)
 	end
 end
@@ -255,10 +255,10 @@ type entry struct {
 	reached int64 // the total when it reached that count; 0 where nobody knows
 }
 
-// A ledger is what Redis holds, a hash.
+// A ledger is what Redis holds, a hash. Nothing is ever removed from it.
 type ledger struct {
-	epoch   string           // lasts until Redis loses data; a random text
-	open    string           // the epoch in which instances count
+	epoch   string           // a random name; it lasts until Redis loses data
+	open    string           // the last epoch that was opened; another one is closed
 	total   int64            // the sum of all counts, and what somebody has set by hand
 	entries map[string]entry // by id: one for each connection that has ever counted
 }
@@ -269,14 +269,15 @@ type conn struct {
 	server *redisServer
 	key    string // of the ledger
 	id     string // of its entry there
-	once   bool   // one attempt over a fresh connection is enough, as Redis is known to be down
+	hasty  bool   // Redis is known to be down: one attempt over a fresh connection is enough
 
 	addr       string   // last dialed
 	nc         net.Conn // nil while there is none
 	r          *bufio.Reader
 	generation int64         // of the server when nc was dialed
-	took       time.Duration // until the last reply began, with the dial
-	deadline   time.Time     // of the attempt under way
+	took       time.Duration // until the last reply began, with its dial, if any
+	firstBy    time.Time     // when the reply of the attempt under way must have begun
+	deadline   time.Time     // when it must have ended
 }
 
 // raise raises the connection's entry to a count and returns the total that this reached. Where the
@@ -288,14 +289,14 @@ func (c *conn) raise(epoch string, known, count int64) (total int64, err error) 
 
 // restore puts entries back that Redis lacks, and returns the total. It fails wherever counting
 // would, with errLost as raise does, and also without entries.
-func (c *conn) restore(epoch string, known int64, entries map[string]entry) (total int64, err error) {
+func (c *conn) restore(epoch string, known int64, entries map[string]entry) (int64, error) {
 	var args []string
 	for id, e := range entries {
 		args = append(args, id, itoa(e.count), itoa(e.reached))
 	}
 	for {
 		n := min(len(args), 3*chunk)
-		total, err = c.eval(epoch, known, args[:n]...)
+		total, err := c.eval(epoch, known, args[:n]...)
 		if args = args[n:]; err != nil || len(args) == 0 {
 			return total, err
 		}
@@ -311,7 +312,7 @@ func (c *conn) eval(epoch string, known int64, entries ...string) (int64, error)
 	return got.n, err
 }
 
-// open has instances that start in the epoch count at once.
+// open lets instances that start in the epoch count at once.
 func (c *conn) open(epoch string) error {
 	_, err := c.try(':', "HSET", c.key, "open", epoch)
 	return err
@@ -341,10 +342,10 @@ func (c *conn) read() (ledger, error) {
 	return l, err
 }
 
-// try sends a command until it succeeds or the server's timeout is over, and then once more:
-// first over the TCP connection that was kept, if there is one, and then over fresh ones. A kept
-// one may be dead without a sign. It has 250 ms to answer, or twice what it last took: a Redis far
-// away takes longer. An error names the address that was tried.
+// try sends a command until it succeeds, over the TCP connection that was kept, if there is one,
+// and then over fresh ones. When the server's timeout is over it tries one last time. A kept
+// connection may be dead without a sign. It has 250 ms to answer, or twice what it last took, as
+// Redis may be far away. An error names the address that was tried.
 func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 	end := time.Now().Add(c.server.timeout)
 	if c.generation != c.server.generation.Load() {
@@ -360,8 +361,8 @@ func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 		}
 	}
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
-		last := c.once || !time.Now().Before(end)
-		got, err = c.attempt(c.server.timeout, kind, args...)
+		last := c.hasty || !time.Now().Before(end)
+		got, err = c.attempt(c.server.timeout/2, kind, args...)
 		if err == nil || errors.Is(err, errLost) {
 			return got, err
 		}
@@ -372,19 +373,21 @@ func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 	}
 }
 
-// attempt sends a command once, and follows MOVED. The reply must begin within wait and end within
-// half of the server's timeout. After an error other than errLost it closes the connection.
+// attempt sends a command once, and follows MOVED. The reply must begin within wait, and end within
+// half of the server's timeout. After an error other than errLost it closes the connection: the
+// next one may lead to another server.
 func (c *conn) attempt(wait time.Duration, kind byte, args ...string) (got reply, err error) {
-	c.deadline = time.Now().Add(c.server.timeout / 2)
-	got, err = c.roundTrip(c.server.addr, wait, kind, args...)
+	now, most := time.Now(), c.server.timeout/2
+	c.firstBy, c.deadline = now.Add(min(wait, most)), now.Add(most)
+	got, err = c.roundTrip(c.server.addr, kind, args...)
 	if isCode(err, "MOVED") {
 		moved := movedAddr(err.Error(), c.addr)
 		c.close()
-		got, err = c.roundTrip(moved, wait, kind, args...)
+		got, err = c.roundTrip(moved, kind, args...)
 	}
 	if isCode(err, "NOSCRIPT") {
 		args = append([]string{"EVAL", script}, args[2:]...)
-		got, err = c.roundTrip(c.addr, wait, kind, args...)
+		got, err = c.roundTrip(c.addr, kind, args...)
 	}
 	if err != nil && !errors.Is(err, errLost) {
 		c.close()
@@ -393,18 +396,14 @@ func (c *conn) attempt(wait time.Duration, kind byte, args ...string) (got reply
 }
 
 // roundTrip sends a command and reads its reply. Where there is no TCP connection it dials addr.
-func (c *conn) roundTrip(addr string, wait time.Duration, kind byte, args ...string) (reply, error) {
+func (c *conn) roundTrip(addr string, kind byte, args ...string) (reply, error) {
 	began := time.Now()
 	if c.nc == nil {
 		if err := c.dial(addr); err != nil {
 			return reply{}, err
 		}
 	}
-	first := began.Add(wait)
-	if first.After(c.deadline) {
-		first = c.deadline
-	}
-	c.nc.SetDeadline(first)
+	c.nc.SetDeadline(c.firstBy)
 	if _, err := c.nc.Write(encode(args...)); err != nil {
 		return reply{}, err
 	}
@@ -448,7 +447,7 @@ func (c *conn) dial(addr string) error {
 	}
 	c.nc, c.r = nc, bufio.NewReader(nc)
 	for _, args := range c.server.greet {
-		if _, err := c.roundTrip(addr, c.server.timeout, '+', args...); err != nil {
+		if _, err := c.roundTrip(addr, '+', args...); err != nil {
 			return fmt.Errorf("%s: %w", args[0], err)
 		}
 	}

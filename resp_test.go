@@ -338,7 +338,7 @@ func TestTry(t *testing.T) {
 				s := &scripted{}
 				server := fakeRedis(s.answer).server(t, cmp.Or(tt.url, "redis://fake"))
 				server.timeout = cmp.Or(tt.timeout, time.Second)
-				c := &conn{server: server, key: "k", id: "host:1/X/1", once: tt.down}
+				c := &conn{server: server, key: "k", id: "host:1/X/1", hasty: tt.down}
 				defer func() { c.close() }()
 				if tt.kept {
 					c.raise("e", 0, 1)
@@ -562,8 +562,9 @@ func TestTLS(t *testing.T) {
 		s.dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, m.Addr())
 		}
-		c := &conn{server: s, deadline: time.Now().Add(10 * time.Second)}
-		_, err := c.roundTrip(tt.dialed, s.timeout, ':', "INCRBY", "k", "1")
+		in10s := time.Now().Add(10 * time.Second)
+		c := &conn{server: s, firstBy: in10s, deadline: in10s}
+		_, err := c.roundTrip(tt.dialed, ':', "INCRBY", "k", "1")
 		c.close()
 		if (err == nil) != (tt.says == "") || err != nil && !strings.Contains(err.Error(), tt.says) {
 			t.Errorf("%s at %s: got %v; want %q", tt.host, tt.dialed, err, tt.says)
@@ -582,7 +583,7 @@ func TestAuthAndSelect(t *testing.T) {
 		{"redis://ann:secret@" + m.Addr(), "WRONGPASS"},
 		{"redis://" + m.Addr(), "NOAUTH"},
 	} {
-		c := &conn{server: mustParse(t, tt.url, 5*time.Second), once: true}
+		c := &conn{server: mustParse(t, tt.url, 5*time.Second), hasty: true}
 		_, err := c.try(':', "INCRBY", "k", "1")
 		c.close()
 		if (err == nil) != (tt.err == "") || err != nil &&
