@@ -637,7 +637,6 @@ func (c *counter) exchange() error {
 			c.entries[id] = e
 		}
 	}
-	c.news = c.news || len(lacking) > 0
 	c.mu.Unlock()
 
 	others := theirs.open != theirs.epoch && len(theirs.entries) > len(c.last.entries)

@@ -1025,6 +1025,43 @@ func TestLedgerCannotBeRead(t *testing.T) {
 	})
 }
 
+// A request that fails during a look that succeeds is not forgotten, and those that are answered 503
+// meanwhile do not keep Redis down.
+func TestFailureDuringALook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var refuses atomic.Bool
+		c := newCounter("host:1", "k", fakeRedis(func(cmd []string) string {
+			if refuses.Load() {
+				return "-NOPERM\r\n"
+			}
+			return ":7\r\n"
+		}).server(t, "redis://fake"))
+		c.redis.timeout = 20 * time.Millisecond
+		c.lookConn.server = fakeRedis(func(cmd []string) string {
+			if cmd[0] != "DIAL" {
+				time.Sleep(100 * time.Millisecond) // so a look begins each 0.35 s
+			}
+			return ":0\r\n"
+		}).server(t, "redis://fake")
+		start(t, c)
+		time.Sleep(360 * time.Millisecond) // the second look is under way
+		refuses.Store(true)
+		c.next()
+		refuses.Store(false)
+		time.Sleep(100 * time.Millisecond)
+		if c.current().down == nil {
+			t.Error("a request has failed, and Redis is said to be up")
+		}
+		for range 50 {
+			c.next()
+			time.Sleep(10 * time.Millisecond)
+		}
+		if err := c.current().down; err != nil {
+			t.Errorf("Redis is up for half a second, and said to be down: %v", err)
+		}
+	})
+}
+
 // Nothing waits for ever: where Redis loses its data again and again, requests are answered in the
 // end, and with their number soon after the last loss.
 func TestLostAgainAndAgain(t *testing.T) {
