@@ -1346,6 +1346,7 @@ type schedule struct {
 	latest  int64          // the highest of them
 	checked int            // how many were
 	safe    time.Time      // until then others may not know what one has counted that is gone
+	lostAt  time.Time      // when Redis last lost its data
 	copied  []string       // what Redis held at some time
 }
 
@@ -1419,7 +1420,7 @@ func (in *instance) answer(cmd []string) string {
 	answer := s.do(cmd)
 	if cmd[len(cmd)-1] == "" && answer[0] == ':' {
 		s.mu.Lock()
-		in.unsettled[cmd[len(cmd)-3]] = true
+		in.unsettled[cmd[len(cmd)-3]] = in.answered < in.asked
 		s.mu.Unlock()
 	}
 	s.pause(10 * time.Millisecond)
@@ -1476,8 +1477,10 @@ func (s *schedule) mayLose() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, in := range s.all {
-		if len(in.unsettled) > 0 && in.state != "crashed" {
-			return false
+		for _, unsettled := range in.unsettled {
+			if unsettled && in.state != "crashed" {
+				return false
+			}
 		}
 	}
 	return !s.ordered() || time.Now().After(s.safe)
@@ -1495,6 +1498,7 @@ func (s *schedule) event() {
 		}
 		if s.loses {
 			s.forget()
+			s.lostAt = time.Now()
 		}
 	case what < 45:
 		length := time.Duration(s.random(int(s.cut)))
@@ -1516,7 +1520,8 @@ func (s *schedule) event() {
 			s.wg.Go(func() { s.end(in) })
 		}
 	case what < 90:
-		if others {
+		if others && (!s.ordered() || time.Since(s.lostAt) > 2*time.Second) { // all is restored
+
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			in.state = "crashed"
