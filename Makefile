@@ -41,16 +41,20 @@ image: ## requestcount:VERSION and requestcount:latest
 docker-compose: ## three replicas behind port 8083, in the foreground
 	docker compose up --build || [ $$? = 130 ] # Ctrl-C, the way to end it
 
-helm: image ## three replicas in kubectl's cluster: that of Docker Desktop, kind, k3d or minikube
+helm: ## three replicas in a local cluster, that of kubectl's context
+	@# The image's id is its tag, as a cluster does not replace a tag that is in use.
 	@context=$$(kubectl config current-context) && case $$context in \
-	docker-desktop) load=: ;; \
-	kind-*) load="kind load docker-image --name $${context#kind-}" ;; \
-	k3d-*) load="k3d image import --cluster $${context#k3d-}" ;; \
-	minikube) load="minikube image load" ;; \
-	*) echo "make helm is for a local cluster, and $$context is none that it knows." \
-		"Push the image and install the chart as helm/README.md says." >&2; exit 1 ;; \
-	esac && $$load requestcount:$(VERSION)
-	@# Each build has the same tag; the annotation, the image's id, has a new one rolled out.
+	docker-desktop | orbstack | rancher-desktop | colima | colima-*) load=: ;; \
+	kind-*) load='kind load docker-image --name $${context#kind-} $$image' ;; \
+	k3d-*) load='k3d image import --cluster $${context#k3d-} $$image' ;; \
+	microk8s) load='docker save $$image | microk8s ctr image import -' ;; \
+	*) kubectl config view --minify | grep -q 'provider: minikube' || { \
+		echo "make helm does not know how to bring an image into the cluster of $$context." \
+		"Bring it there, and install the chart, as helm/README.md says." >&2; exit 1; }; \
+		load='minikube --profile $$context image load $$image' ;; \
+	esac && $(MAKE) image && \
+	tag=$$(docker image inspect -f '{{.Id}}' requestcount:$(VERSION) | cut -c 8-19) && \
+	image=requestcount:$$tag && docker tag requestcount:$(VERSION) $$image && eval "$$load" && \
 	helm upgrade --install requestcount ./helm --reset-then-reuse-values $(ARGS) \
-		--set-string podAnnotations.image=$$(docker image inspect -f '{{.Id}}' requestcount:$(VERSION))
+		--set-string image.tag=$$tag
 	kubectl rollout status deployment/requestcount --timeout 2m

@@ -108,7 +108,7 @@ tolerations:
 {{- printf "%s:%s" $image.repository ($tag | default (last .)) -}}
 {{- end }}
 
-{{/* The key of the total in Redis. */}}
+{{/* The key of the ledger in Redis. */}}
 {{- define "requestcount.key" -}}
 {{- .Values.redis.key | default (include "requestcount.fullname" .) -}}
 {{- end }}
