@@ -49,15 +49,16 @@ const (
 )
 
 const (
-	readTimeout   = 5 * time.Second         // for a client to send a request
-	drainTimeout  = 10 * time.Second        // after the last answer, for telling Redis the rest
-	checkTimeout  = time.Second             // for each of a healthcheck's two steps; a probe has 3 s
-	connections   = 8                       // to Redis, for counting; more are no faster
-	lookInterval  = 250 * time.Millisecond  // between two looks at Redis
-	epochWait     = 1500 * time.Millisecond // until a new epoch opens: time for all to restore
-	retryInterval = 100 * time.Millisecond  // between two tries to count until it is open
-	entryInterval = 500 * time.Microsecond  // between two reads of the ledger, for each entry in it
-	maxInterval   = 3 * time.Second         // between two reads of the longest ledger
+	readTimeout   = 5 * time.Second        // for a client to send a request
+	drainTimeout  = 10 * time.Second       // after the last answer, for telling Redis the rest
+	checkTimeout  = time.Second            // for each of a healthcheck's two steps; a probe has 3 s
+	connections   = 8                      // to Redis, for counting; more are no faster
+	lookInterval  = 250 * time.Millisecond // between two looks at Redis
+	epochLooks    = 6                      // at a new epoch until it opens: time for all to restore
+	epochWait     = epochLooks * lookInterval
+	retryInterval = 100 * time.Millisecond // between two tries to count until it is open
+	entryInterval = 500 * time.Microsecond // between two reads of the ledger, for each entry in it
+	maxInterval   = 3 * time.Second        // between two reads of the longest ledger
 )
 
 // version is stamped by the build, with -ldflags "-X main.version=…".
@@ -350,7 +351,7 @@ type counter struct {
 	lookConn *conn     // has no entry
 	last     ledger    // what Redis had when it was last read, and what was restored then
 	readAt   time.Time // when that was
-	grownAt  time.Time // when its epoch was first seen, or others last added entries to it
+	looks    int       // since its epoch was first seen, or others last added entries to it
 	readErr  error     // why the last read failed; nil if it succeeded
 	logged   error     // down, as it was logged last
 
@@ -481,7 +482,7 @@ func (c *counter) raise(cn *conn, count int64, giveUp time.Time) (total int64, e
 			return 0, down
 		}
 		if time.Now().After(giveUp) {
-			return 0, errLost
+			return 0, errors.New("the data is lost again and again")
 		}
 		total, err = cn.raise(epoch, known, count)
 		if !errors.Is(err, errLost) {
@@ -491,12 +492,8 @@ func (c *counter) raise(cn *conn, count int64, giveUp time.Time) (total int64, e
 	}
 }
 
-// fail records, under mu, that Redis is down: requests are answered 503 at once from now on. It
-// changes nothing where only an epoch is over.
+// fail records, under mu, that Redis is down: requests are answered 503 at once from now on.
 func (c *counter) fail(err error) {
-	if errors.Is(err, errLost) {
-		return
-	}
 	if c.down == nil {
 		c.downAt = time.Now()
 	}
@@ -566,14 +563,17 @@ func (c *counter) look() error {
 		epoch, total, err = c.follow()
 	}
 	c.mu.Lock()
-	if err != nil {
-		c.news = true
-		c.fail(err)
-	} else {
+	switch {
+	case err == nil:
 		c.enter(began, epoch, total)
 		if news {
 			c.told = time.Now()
 		}
+	case errors.Is(err, errLost): // Redis is as up as before, and requests wait
+		c.news = true
+	default:
+		c.news = true
+		c.fail(err)
 	}
 	c.mu.Unlock()
 	c.log()
@@ -598,7 +598,8 @@ func (c *counter) interval() time.Duration {
 }
 
 // follow exchanges the ledger in an epoch that is new to this instance. It returns errLost as long
-// as that is closed to it. Then it opens the epoch, and returns it and its total.
+// as that is closed to it. Then it opens the epoch, and returns it and its total. It counts looks in
+// place of time: while Redis stands still the others cannot look either.
 func (c *counter) follow() (epoch string, total int64, err error) {
 	if err := c.exchange(); err != nil {
 		return "", 0, err
@@ -606,7 +607,7 @@ func (c *counter) follow() (epoch string, total int64, err error) {
 	// Others have opened it: this lets an instance that starts count at once. One that comes from
 	// another epoch waits all the same, as Redis may hold an older copy, whose epoch is open.
 	starts := c.epoch == "" && c.last.open == c.last.epoch
-	if !starts && time.Since(c.grownAt) < epochWait {
+	if !starts && c.looks < epochLooks {
 		return "", 0, errLost
 	}
 	return c.last.epoch, c.last.total, c.lookConn.open(c.last.epoch)
@@ -639,9 +640,10 @@ func (c *counter) exchange() error {
 	}
 	c.mu.Unlock()
 
-	others := theirs.open != theirs.epoch && len(theirs.entries) > len(c.last.entries)
+	c.looks++
+	others := theirs.open != theirs.epoch && len(theirs.entries) != len(c.last.entries)
 	if theirs.epoch != c.last.epoch || others {
-		c.grownAt = time.Now()
+		c.looks = 0
 	}
 	c.last = theirs
 	if err == nil && len(lacking) > 0 {

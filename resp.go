@@ -22,7 +22,7 @@ import (
 const (
 	maxString   = 1 << 20                // longest string accepted; one of an entry is below 1 KiB
 	dialTimeout = 500 * time.Millisecond // to connect: a host that is gone does not answer at all
-	keptTimeout = 250 * time.Millisecond // for the first byte over a kept connection, maybe dead
+	minSilence  = 250 * time.Millisecond // until a connection is taken for dead
 	minPause    = 10 * time.Millisecond  // first between two attempts; it doubles with each
 	maxPause    = 100 * time.Millisecond // longest
 	chunk       = 1000                   // entries in a command, so that Redis is not held up for long
@@ -212,8 +212,8 @@ for i = 4, #ARGV, 3 do
 end
 local values = redis.call('HMGET', KEYS[1], unpack(fields))
 local epoch, total, known = values[1], tonumber(values[2] or 0), tonumber(ARGV[2])
-if not total or total > 2^53 then
-	return redis.error_reply('ERR the total is no number up to 2^53: ' .. values[2])
+if values[2] and not string.match(values[2], '^-?%d+$') or math.abs(total) >= 2^53 then
+	return redis.error_reply('ERR the total is no whole number below 2^53: ' .. values[2])
 elseif not epoch or epoch == '' or epoch == ARGV[1] and total < known then
 	redis.call('HSET', KEYS[1], 'epoch', ARGV[3])
 	return redis.error_reply('` + string(errLost) + `')
@@ -275,9 +275,9 @@ type conn struct {
 	nc         net.Conn // nil while there is none
 	r          *bufio.Reader
 	generation int64         // of the server when nc was dialed
-	took       time.Duration // until the last reply began, with its dial, if any
-	firstBy    time.Time     // when the reply of the attempt under way must have begun
-	deadline   time.Time     // when it must have ended
+	took       time.Duration // until the last reply began, or the dial ended
+	began      time.Time     // when the command under way was tried first
+	deadline   time.Time     // when its present attempt must have ended
 }
 
 // raise raises the connection's entry to a count and returns the total that this reached. Where the
@@ -343,16 +343,15 @@ func (c *conn) read() (ledger, error) {
 }
 
 // try sends a command until it succeeds, over the TCP connection that was kept, if there is one,
-// and then over fresh ones. When the server's timeout is over it tries one last time. A kept
-// connection may be dead without a sign. It has 250 ms to answer, or twice what it last took, as
-// Redis may be far away. An error names the address that was tried.
+// and then over fresh ones. When the server's timeout is over it tries one last time. An error
+// names the address that was tried.
 func (c *conn) try(kind byte, args ...string) (got reply, err error) {
-	end := time.Now().Add(c.server.timeout)
+	c.began = time.Now()
 	if c.generation != c.server.generation.Load() {
 		c.close()
 	}
 	if c.nc != nil {
-		got, err = c.attempt(max(keptTimeout, 2*c.took), kind, args...)
+		got, err = c.attempt(kind, args...)
 		if err == nil || errors.Is(err, errLost) {
 			return got, err
 		}
@@ -361,8 +360,8 @@ func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 		}
 	}
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
-		last := c.hasty || !time.Now().Before(end)
-		got, err = c.attempt(c.server.timeout/2, kind, args...)
+		last := c.hasty || time.Since(c.began) >= c.server.timeout
+		got, err = c.attempt(kind, args...)
 		if err == nil || errors.Is(err, errLost) {
 			return got, err
 		}
@@ -373,12 +372,10 @@ func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 	}
 }
 
-// attempt sends a command once, and follows MOVED. The reply must begin within wait, and end within
-// half of the server's timeout. After an error other than errLost it closes the connection: the
-// next one may lead to another server.
-func (c *conn) attempt(wait time.Duration, kind byte, args ...string) (got reply, err error) {
-	now, most := time.Now(), c.server.timeout/2
-	c.firstBy, c.deadline = now.Add(min(wait, most)), now.Add(most)
+// attempt sends a command once, and follows MOVED, for half of the server's timeout at most. After
+// an error other than errLost it closes the connection: the next one may lead to another server.
+func (c *conn) attempt(kind byte, args ...string) (got reply, err error) {
+	c.deadline = time.Now().Add(c.server.timeout / 2)
 	got, err = c.roundTrip(c.server.addr, kind, args...)
 	if isCode(err, "MOVED") {
 		moved := movedAddr(err.Error(), c.addr)
@@ -396,21 +393,26 @@ func (c *conn) attempt(wait time.Duration, kind byte, args ...string) (got reply
 }
 
 // roundTrip sends a command and reads its reply. Where there is no TCP connection it dials addr.
+//
+// A connection may be dead without a sign, a fresh one, too. It has 250 ms until its reply begins,
+// or twice what it last took: Redis may be far away. And it has half of the time for which the
+// command has been tried: Redis may be slow.
 func (c *conn) roundTrip(addr string, kind byte, args ...string) (reply, error) {
-	began := time.Now()
+	sent := time.Now()
 	if c.nc == nil {
 		if err := c.dial(addr); err != nil {
 			return reply{}, err
 		}
 	}
-	c.nc.SetDeadline(c.firstBy)
+	silence := max(minSilence, 2*c.took, sent.Sub(c.began)/2)
+	c.nc.SetDeadline(time.Now().Add(min(silence, time.Until(c.deadline))))
 	if _, err := c.nc.Write(encode(args...)); err != nil {
 		return reply{}, err
 	}
 	if _, err := c.r.Peek(1); err != nil {
 		return reply{}, err
 	}
-	c.took = time.Since(began)
+	c.took = time.Since(sent)
 	c.nc.SetDeadline(c.deadline)
 	return readReply(c.r, kind)
 }
@@ -430,6 +432,7 @@ func movedAddr(reply, from string) string {
 
 // dial connects to addr and sends the server's greeting.
 func (c *conn) dial(addr string) error {
+	began := time.Now()
 	c.addr, c.generation = addr, c.server.generation.Load()
 	ctx, cancel := context.WithTimeout(context.Background(), min(dialTimeout, time.Until(c.deadline)))
 	defer cancel()
@@ -445,7 +448,7 @@ func (c *conn) dial(addr string) error {
 		}
 		nc = tls.Client(nc, cfg)
 	}
-	c.nc, c.r = nc, bufio.NewReader(nc)
+	c.nc, c.r, c.took = nc, bufio.NewReader(nc), time.Since(began)
 	for _, args := range c.server.greet {
 		if _, err := c.roundTrip(addr, '+', args...); err != nil {
 			return fmt.Errorf("%s: %w", args[0], err)
