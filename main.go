@@ -50,7 +50,7 @@ const (
 
 const (
 	readTimeout   = 5 * time.Second        // for a client to send a request
-	drainTimeout  = 10 * time.Second       // after the last answer, for telling Redis the rest
+	drainTimeout  = 10 * time.Second       // after the last answer, until the last look begins
 	checkTimeout  = time.Second            // for each of a healthcheck's two steps; a probe has 3 s
 	connections   = 8                      // to Redis, for counting; more are no faster
 	lookInterval  = 250 * time.Millisecond // between two looks at Redis
@@ -192,7 +192,7 @@ func run(ctx context.Context, cfg config) error {
 	h.stopping.Store(true)
 	slog.Info("stopping", "delay", cfg.shutdownDelay)
 	time.Sleep(cfg.shutdownDelay)
-	server.Shutdown(context.Background()) // requests under way need keep; the server limits them
+	server.Shutdown(context.Background()) // requests under way need keep; newServer limits them
 	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	stopKeeping()
@@ -332,7 +332,7 @@ func healthcheck(_ context.Context, cfg config) error {
 //
 // Redis holds a ledger: each connection of each instance has an entry there, which says how far it
 // has counted. Four things are always true of it:
-//   - The total is the sum of all counts, and what somebody has set by hand.
+//   - The total is the sum of all counts, and until a loss what somebody has set by hand.
 //   - A count only rises. So it can be told again, late or twice: of two the higher one is right.
 //   - An entry holds the total that it reached by its count, so a command that is sent again has
 //     the same answer.
@@ -359,11 +359,11 @@ type counter struct {
 	n       int64            // requests counted
 	pending *batch           // takes the requests that arrive now
 	entries map[string]entry // the copy
-	news    bool             // since the last look something was counted here, or failed
-	told    time.Time        // when a look had told Redis all that was news
+	news    bool             // Redis may not have heard all of entries
+	told    time.Time        // when a look had told Redis all of it
 	epoch   string           // in which this instance counts; empty before its first; set by look
 	total   int64            // of the cluster, the highest seen in that epoch
-	down    error            // why the last try to count in Redis failed; nil if it succeeded
+	down    error            // why Redis is taken to be down; nil if it is up; a look clears it
 	downAt  time.Time        // when Redis went down
 }
 
@@ -422,9 +422,9 @@ func (c *counter) next() (instance, cluster int64, err error) {
 	return b.n - later, b.total - later, b.err
 }
 
-// maxWait returns after how long nothing more is sent for a request. Redis may be away for its
-// timeout, then be empty, and need a few waits for an epoch. Whoever waits for a connection has one
-// by then, as those before it give up earlier. What is under way then takes twice the timeout more.
+// maxWait returns after how long no new try begins for a request. Redis may be away for its
+// timeout, then be empty, and need a few waits for an epoch. Those before it in the line give up
+// earlier. A try that is under way by then ends after twice the timeout at the most.
 func maxWait(redisTimeout time.Duration) time.Duration { return 2*redisTimeout + 4*epochWait }
 
 // send waits for a connection; requests join b meanwhile. Then it seals b by having the next ones
@@ -439,15 +439,17 @@ func (c *counter) send(b *batch) {
 	c.n += b.size
 	b.n = c.n
 	count := c.entries[cn.id].count + b.size
+	down := c.down
 	c.mu.Unlock()
 
-	b.total, b.err = c.raise(cn, count, giveUp)
+	b.err = down // the next look tells Redis
+	if down == nil {
+		b.total, b.err = c.raise(cn, count, giveUp)
+	}
 	c.mu.Lock()
 	c.entries[cn.id] = entry{count, b.total} // after an error too
 	c.news = true
-	if b.err == nil {
-		c.total = max(c.total, b.total)
-	} else {
+	if down == nil && b.err != nil && !errors.Is(b.err, errLost) {
 		c.fail(b.err)
 	}
 	c.mu.Unlock()
@@ -471,22 +473,30 @@ func (c *counter) take() *conn {
 }
 
 // raise has Redis raise the connection's entry to count, and returns the total that this reached.
-// Where the epoch is over it tries again until this instance has entered the next one. While Redis
-// is down it does nothing: the next look tells Redis.
+// Where the epoch is over it tries again until this instance has entered the next one. It returns
+// errLost if Redis goes down meanwhile.
 func (c *counter) raise(cn *conn, count int64, giveUp time.Time) (total int64, err error) {
 	for {
 		c.mu.Lock()
 		epoch, known, down := c.epoch, c.total, c.down
 		c.mu.Unlock()
 		if down != nil {
-			return 0, down
+			return 0, errLost
 		}
 		if time.Now().After(giveUp) {
 			return 0, errors.New("the data is lost again and again")
 		}
 		total, err = cn.raise(epoch, known, count)
+		if err == nil {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if epoch == c.epoch {
+				c.total = max(c.total, total)
+			}
+			return total, nil
+		}
 		if !errors.Is(err, errLost) {
-			return total, err
+			return 0, err
 		}
 		time.Sleep(retryInterval)
 	}
@@ -501,7 +511,7 @@ func (c *counter) fail(err error) {
 }
 
 // enter makes epoch, under mu, the one in which this instance counts. Its total is total or more. A
-// look that began then has found this, so Redis is up, unless a request has failed since.
+// look that began then has seen Redis count, so it is up, unless it went down after that.
 func (c *counter) enter(began time.Time, epoch string, total int64) {
 	if epoch == c.epoch {
 		total = max(total, c.total)
@@ -541,9 +551,9 @@ func (c *counter) keep(ctx context.Context) {
 	}
 }
 
-// look restores this instance's own entries, which tells Redis what it has not heard, and shows
-// whether it is up and has lost data. Where the total has changed look exchanges the ledger, less
-// often a long one. Where the epoch is over it follows into the next one.
+// look tells Redis this instance's own entries. That also shows whether Redis is up and has its
+// data. Where the epoch is over look follows into the next one. Where the total has changed it
+// exchanges the ledger, less often a long one.
 func (c *counter) look() error {
 	c.log() // also of a failure that this look ends
 	began := time.Now()
@@ -569,7 +579,7 @@ func (c *counter) look() error {
 		if news {
 			c.told = time.Now()
 		}
-	case errors.Is(err, errLost): // Redis is as up as before, and requests wait
+	case errors.Is(err, errLost): // requests wait, unless Redis was down
 		c.news = true
 	default:
 		c.news = true
@@ -577,7 +587,8 @@ func (c *counter) look() error {
 	}
 	c.mu.Unlock()
 	c.log()
-	if err != nil || total == c.last.total || time.Since(c.readAt) < c.interval() {
+	same := total == c.last.total && c.readErr == nil
+	if err != nil || same || time.Since(c.readAt) < c.interval() {
 		return err
 	}
 	err = c.exchange()
@@ -598,14 +609,14 @@ func (c *counter) interval() time.Duration {
 }
 
 // follow exchanges the ledger in an epoch that is new to this instance. It returns errLost as long
-// as that is closed to it. Then it opens the epoch, and returns it and its total. It counts looks in
-// place of time: while Redis stands still the others cannot look either.
+// as that is closed to it. Then it opens the epoch, and returns it and its total. It counts looks,
+// not time: while Redis stands still the others cannot look either.
 func (c *counter) follow() (epoch string, total int64, err error) {
 	if err := c.exchange(); err != nil {
 		return "", 0, err
 	}
-	// Others have opened it: this lets an instance that starts count at once. One that comes from
-	// another epoch waits all the same, as Redis may hold an older copy, whose epoch is open.
+	// The first that has waited opens it, so an instance that starts later counts at once. One that
+	// comes from another epoch waits all the same: Redis may hold an older copy, whose epoch is open.
 	starts := c.epoch == "" && c.last.open == c.last.epoch
 	if !starts && c.looks < epochLooks {
 		return "", 0, errLost

@@ -190,7 +190,7 @@ func (s *redisServer) String() string {
 	return s.addr
 }
 
-// errLost is what the script answers where the sender does not count in the ledger's epoch.
+// errLost is what the script answers where the sender must follow into another epoch.
 const errLost = redisError("LOST the ledger is of another epoch")
 
 // script raises entries of the ledger, each to a count, and the total by the differences. It
@@ -394,9 +394,9 @@ func (c *conn) attempt(kind byte, args ...string) (got reply, err error) {
 
 // roundTrip sends a command and reads its reply. Where there is no TCP connection it dials addr.
 //
-// A connection may be dead without a sign, a fresh one, too. It has 250 ms until its reply begins,
-// or twice what it last took: Redis may be far away. And it has half of the time for which the
-// command has been tried: Redis may be slow.
+// A connection may be dead without a sign, a fresh one, too. Until its reply begins it has the
+// longest of minSilence, twice what it last took, as Redis may be far away, and half of the time
+// for which the command has been tried, as Redis may be slow.
 func (c *conn) roundTrip(addr string, kind byte, args ...string) (reply, error) {
 	sent := time.Now()
 	if c.nc == nil {
