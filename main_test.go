@@ -1357,7 +1357,6 @@ type schedule struct {
 
 	mu      sync.Mutex
 	rng     *rand.Rand
-	over    bool // nothing breaks any more
 	all     []*instance
 	told    map[int64]bool // numbers
 	latest  int64          // the highest of them
