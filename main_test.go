@@ -1091,9 +1091,10 @@ func TestLostAgainAndAgain(t *testing.T) {
 			n.forget()
 			for range 3 {
 				asked++
+				counter := c.counters[asked%2]
 				wg.Go(func() {
 					began := time.Now()
-					if _, _, err := c.counters[asked%2].next(); err != nil {
+					if _, _, err := counter.next(); err != nil {
 						failed.Add(1)
 					}
 					if took := time.Since(began); took > most {
@@ -1648,7 +1649,7 @@ func runSchedule(t *testing.T, n *network, kind kind, seed uint64) {
 			}
 		})
 	}
-	for range 10 + s.rng.IntN(30) {
+	for range 10 + s.random(30) {
 		s.pause(800 * time.Millisecond)
 		s.event()
 	}
