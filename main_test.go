@@ -901,6 +901,10 @@ func TestThroughALoss(t *testing.T) {
 			step.happen()
 			c.ask(step.name, step.then)
 		}
+		began := time.Now()
+		if c.ask("one starts in an epoch that is open", c.start(n.server(t))); time.Since(began) > retryInterval {
+			t.Errorf("it waits for %v, want %v at the most", time.Since(began), retryInterval)
+		}
 		_, sum := n.ledger(t)
 		time.Sleep(time.Second)
 		c.latest = sum // until the next loss a number that was set by hand holds
@@ -1179,7 +1183,7 @@ func TestEnd(t *testing.T) {
 		{name: "Redis is away", asked: 3, fault: closed, lasts: 3 * time.Second, took: 2800*time.Millisecond + others, total: 3},
 		{name: "replies are lost", asked: 3, fault: lost, lasts: 3 * time.Second, late: 1,
 			took: 2800*time.Millisecond + others, total: 4},
-		{name: "counted while Redis is away", asked: 3, fault: closed, lasts: 3 * time.Second, late: 2,
+		{name: "counted while Redis is away", asked: 3, idle: time.Second, fault: closed, lasts: 3 * time.Second, late: 2,
 			took: 2800*time.Millisecond + others, total: 5},
 		{name: "the ledger cannot be read", asked: 3, fault: unread, lasts: time.Hour, took: 1500 * time.Millisecond, total: 3},
 		{name: "Redis is away for good", asked: 3, fault: closed, lasts: time.Hour, took: drainTimeout, total: 3},
@@ -1263,7 +1267,7 @@ func TestLostReply(t *testing.T) {
 						case "asks":
 							others.Go(func() { c.counters[i-1].next() })
 						case "looks":
-							time.Sleep(lookInterval)
+							time.Sleep(lookInterval/2 + time.Millisecond) // the command is not sent again yet
 						case "forgets":
 							n.forget()
 						}
@@ -1275,7 +1279,7 @@ func TestLostReply(t *testing.T) {
 				for i := range 3 {
 					c.ask("first", i)
 				}
-				time.Sleep(lookInterval)
+				time.Sleep(lookInterval + lookInterval/2) // between two looks
 				armed.Store(true)
 				_, got, err := c.counters[0].next()
 				if others.Wait(); got != 4 || err != nil {
