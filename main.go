@@ -338,9 +338,10 @@ func healthcheck(_ context.Context, cfg config) error {
 //     the same answer.
 //   - Only who holds a connection counts in its entry. Others restore what it has counted.
 //
-// Each instance keeps a copy of the entries. The ledger has an epoch, a random name, which ends
-// when Redis loses data. The next one is closed at first: nobody counts, and each instance restores
-// what Redis lacks of its copy. Who has waited for the others opens it.
+// Each instance keeps a copy of the entries. The ledger has an epoch, a random name, which lasts
+// until Redis loses data. In a new one an instance does not count before it has looked six times,
+// a quarter of a second apart. In that time each instance restores what Redis lacks of its copy.
+// The first that has waited marks the epoch as open: those that start later need not wait.
 type counter struct {
 	redis *redisServer // nil for a cluster of one
 	pool  chan *conn   // connections used before; whoever takes one out owns it until it is back
@@ -359,7 +360,7 @@ type counter struct {
 	n       int64            // requests counted
 	pending *batch           // takes the requests that arrive now
 	entries map[string]entry // the copy
-	news    bool             // Redis may not have heard all of entries
+	untold  bool             // Redis may not have heard all of entries
 	told    time.Time        // when a look had told Redis all of it
 	epoch   string           // in which this instance counts; empty before its first; set by look
 	total   int64            // of the cluster, the highest seen in that epoch
@@ -448,7 +449,7 @@ func (c *counter) send(b *batch) {
 	}
 	c.mu.Lock()
 	c.entries[cn.id] = entry{count, b.total} // after an error too
-	c.news = true
+	c.untold = true
 	if down == nil && b.err != nil && !errors.Is(b.err, errLost) {
 		c.fail(b.err)
 	}
@@ -558,13 +559,13 @@ func (c *counter) look() error {
 	c.log() // also of a failure that this look ends
 	began := time.Now()
 	c.mu.Lock()
-	epoch, known, own, news := c.epoch, c.total, map[string]entry{}, c.news
+	epoch, known, own, untold := c.epoch, c.total, map[string]entry{}, c.untold
 	for _, id := range c.ids {
 		if e, ok := c.entries[id]; ok {
 			own[id] = e
 		}
 	}
-	c.news = false // own has all of it
+	c.untold = false // own has all of it
 	c.lookConn.hasty = c.down != nil
 	c.mu.Unlock()
 
@@ -576,13 +577,13 @@ func (c *counter) look() error {
 	switch {
 	case err == nil:
 		c.enter(began, epoch, total)
-		if news {
+		if untold {
 			c.told = time.Now()
 		}
 	case errors.Is(err, errLost): // requests wait, unless Redis was down
-		c.news = true
+		c.untold = true
 	default:
-		c.news = true
+		c.untold = true
 		c.fail(err)
 	}
 	c.mu.Unlock()
@@ -608,15 +609,15 @@ func (c *counter) interval() time.Duration {
 	return min(time.Duration(len(c.last.entries))*entryInterval, maxInterval)
 }
 
-// follow exchanges the ledger in an epoch that is new to this instance. It returns errLost as long
-// as that is closed to it. Then it opens the epoch, and returns it and its total. It counts looks,
-// not time: while Redis stands still the others cannot look either.
+// follow exchanges the ledger in an epoch that is new to this instance. It returns errLost until
+// this has looked often enough, and then the epoch and its total. It counts looks, not time: while
+// Redis stands still the others cannot look either.
 func (c *counter) follow() (epoch string, total int64, err error) {
 	if err := c.exchange(); err != nil {
 		return "", 0, err
 	}
-	// The first that has waited opens it, so an instance that starts later counts at once. One that
-	// comes from another epoch waits all the same: Redis may hold an older copy, whose epoch is open.
+	// One that starts knew nothing to restore. One that comes from another epoch waits even where
+	// this one is open: Redis may hold an older copy, which others have still to mend.
 	starts := c.epoch == "" && c.last.open == c.last.epoch
 	if !starts && c.looks < epochLooks {
 		return "", 0, errLost

@@ -258,7 +258,7 @@ type entry struct {
 // A ledger is what Redis holds, a hash. Nothing is ever removed from it.
 type ledger struct {
 	epoch   string           // a random name; it lasts until Redis loses data
-	open    string           // the last epoch that was opened; another one is closed
+	open    string           // the last epoch that an instance has waited for
 	total   int64            // the sum of all counts, and what somebody has set by hand
 	entries map[string]entry // by id: one for each connection that has ever counted
 }
@@ -312,7 +312,7 @@ func (c *conn) eval(epoch string, known int64, entries ...string) (int64, error)
 	return got.n, err
 }
 
-// open lets instances that start in the epoch count at once.
+// open marks an epoch as one that an instance has waited for.
 func (c *conn) open(epoch string) error {
 	_, err := c.try(':', "HSET", c.key, "open", epoch)
 	return err
