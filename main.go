@@ -580,12 +580,10 @@ func (c *counter) look() error {
 		if untold {
 			c.told = time.Now()
 		}
-	case errors.Is(err, errLost): // requests wait, unless Redis was down
-		c.untold = true
-	default:
-		c.untold = true
+	case !errors.Is(err, errLost): // with that requests wait, unless Redis was down
 		c.fail(err)
 	}
+	c.untold = c.untold || err != nil
 	c.mu.Unlock()
 	c.log()
 	same := total == c.last.total && c.readErr == nil

@@ -553,7 +553,7 @@ func report(name string, answered, unavailable, counted, wrong int) {
 		fmt.Sprintf("| %s | %d | %d | %d | %d |\n", name, answered, unavailable, counted, wrong))
 }
 
-// printResults prints what came of the scenarios, as the README shows it.
+// printResults prints what came of the scenarios, as .ci/README.md shows it.
 func printResults() {
 	if len(results) > 0 {
 		fmt.Print("\n| fault | requests answered | of them 503 | counted | " +
