@@ -50,15 +50,15 @@ const (
 
 const (
 	readTimeout   = 5 * time.Second        // for a client to send a request
-	drainTimeout  = 10 * time.Second       // after the last answer, until the last look begins
-	checkTimeout  = time.Second            // for each of a healthcheck's two steps; a probe has 3 s
+	drainTimeout  = 10 * time.Second       // after the last answer, to tell Redis what it lacks
+	checkTimeout  = time.Second            // for each of a healthcheck's two steps
 	connections   = 8                      // to Redis, for counting; more are no faster
 	lookInterval  = 250 * time.Millisecond // between two looks at Redis
-	epochLooks    = 6                      // at a new epoch until it opens: time for all to restore
+	epochLooks    = 6                      // at a new epoch before an instance counts in it
 	epochWait     = epochLooks * lookInterval
-	retryInterval = 100 * time.Millisecond // between two tries to count until it is open
-	entryInterval = 500 * time.Microsecond // between two reads of the ledger, for each entry in it
-	maxInterval   = 3 * time.Second        // between two reads of the longest ledger
+	retryInterval = 100 * time.Millisecond // between two tries to count before that
+	entryInterval = 500 * time.Microsecond // between two exchanges, for each entry of the ledger
+	maxInterval   = 3 * time.Second        // between two exchanges, however long it is
 )
 
 // version is stamped by the build, with -ldflags "-X main.version=…".
@@ -192,7 +192,7 @@ func run(ctx context.Context, cfg config) error {
 	h.stopping.Store(true)
 	slog.Info("stopping", "delay", cfg.shutdownDelay)
 	time.Sleep(cfg.shutdownDelay)
-	server.Shutdown(context.Background()) // requests under way need keep; newServer limits them
+	server.Shutdown(context.Background()) // a request under way may need another look
 	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	stopKeeping()
@@ -253,8 +253,8 @@ func (h *handler) count(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")
 	if h.stopping.Load() {
-		// SetKeepAlivesEnabled(false) would close idle connections at once, and a request that is
-		// on its way on one of them would fail.
+		// SetKeepAlivesEnabled(false) would close idle connections now, before the delay, and a
+		// request that is on its way on one of them would fail.
 		w.Header().Set("Connection", "close")
 	}
 	if err != nil {
@@ -330,8 +330,8 @@ func healthcheck(_ context.Context, cfg config) error {
 // A counter counts the requests to this instance and, through Redis, those to the cluster: each
 // exactly once.
 //
-// Redis holds a ledger: each connection of each instance has an entry there, which says how far it
-// has counted. Four things are always true of it:
+// Redis holds a ledger. Each connection that has counted has an entry there, which says how far.
+// Four things are always true of it:
 //   - The total is the sum of all counts, and until a loss what somebody has set by hand.
 //   - A count only rises. So it can be told again, late or twice: of two the higher one is right.
 //   - An entry holds the total that it reached by its count, so a command that is sent again has
@@ -339,36 +339,39 @@ func healthcheck(_ context.Context, cfg config) error {
 //   - Only who holds a connection counts in its entry. Others restore what it has counted.
 //
 // Each instance keeps a copy of the entries. The ledger has an epoch, a random name, which lasts
-// until Redis loses data. In a new one an instance does not count before it has looked six times,
-// a quarter of a second apart. In that time each instance restores what Redis lacks of its copy.
-// The first that has waited marks the epoch as open: those that start later need not wait.
+// until Redis loses data. Then four things happen:
+//   - The next one begins: the first command that comes, whoever sends it, gives it its name.
+//   - Each instance follows: it does not count, and at each look restores what Redis lacks.
+//   - It enters, that is counts again, six looks later. By then all have restored what they knew.
+//   - Whoever enters marks the epoch as open. Instances that start after that enter at once.
 type counter struct {
 	redis *redisServer // nil for a cluster of one
 	pool  chan *conn   // connections used before; whoever takes one out owns it until it is back
 	spare chan *conn   // connections not needed so far
 	ids   []string     // of the entries of all these
 
-	// Only look uses these. It is called by keep, and then by end.
-	lookConn *conn     // has no entry
-	last     ledger    // what Redis had when it was last read, and what was restored then
-	readAt   time.Time // when that was
-	looks    int       // since its epoch was first seen, or others last added entries to it
-	readErr  error     // why the last read failed; nil if it succeeded
-	logged   error     // down, as it was logged last
+	// Only the goroutine that looks uses these.
+	lookConn    *conn     // has no entry
+	last        ledger    // as it was last read, and the entries that were restored then
+	exchanged   time.Time // when the last exchange began
+	looks       int       // since its epoch was first seen, or others last added entries to it
+	exchangeErr error     // of the last exchange
+	logged      error     // down, as it was logged last
 
 	mu      sync.Mutex       // guards the rest
 	n       int64            // requests counted
 	pending *batch           // takes the requests that arrive now
 	entries map[string]entry // the copy
-	untold  bool             // Redis may not have heard all of entries
-	told    time.Time        // when a look had told Redis all of it
+	untold  bool             // own entries changed, or a look failed, since the last look began
+	told    time.Time        // when a look last ended that had such entries to tell
 	epoch   string           // in which this instance counts; empty before its first; set by look
 	total   int64            // of the cluster, the highest seen in that epoch
-	down    error            // why Redis is taken to be down; nil if it is up; a look clears it
+	down    error            // why Redis is taken to be down; nil if it is up
 	downAt  time.Time        // when Redis went down
 }
 
-// A batch is the requests that share one command to Redis.
+// A batch is the requests that share one command to Redis. The first of them sends it. They have
+// the last numbers that it brings, up to n and total: any before are of requests answered 503.
 type batch struct {
 	size int64 // grows, under counter.mu, while the batch is pending; fixed once it is sealed
 
@@ -423,9 +426,9 @@ func (c *counter) next() (instance, cluster int64, err error) {
 	return b.n - later, b.total - later, b.err
 }
 
-// maxWait returns after how long no new try begins for a request. Redis may be away for its
-// timeout, then be empty, and need a few waits for an epoch. Those before it in the line give up
-// earlier. A try that is under way by then ends after twice the timeout at the most.
+// maxWait returns how long after a request has come its last try may begin: Redis may be away for
+// its timeout, then be empty, and need a few waits for an epoch. Those that wait for the same
+// connection give up earlier. The last try ends after twice the timeout at the most.
 func maxWait(redisTimeout time.Duration) time.Duration { return 2*redisTimeout + 4*epochWait }
 
 // send waits for a connection; requests join b meanwhile. Then it seals b by having the next ones
@@ -440,19 +443,10 @@ func (c *counter) send(b *batch) {
 	c.n += b.size
 	b.n = c.n
 	count := c.entries[cn.id].count + b.size
-	down := c.down
-	c.mu.Unlock()
-
-	b.err = down // the next look tells Redis
-	if down == nil {
-		b.total, b.err = c.raise(cn, count, giveUp)
-	}
-	c.mu.Lock()
-	c.entries[cn.id] = entry{count, b.total} // after an error too
+	b.total, b.err = c.raise(cn, count, giveUp)
+	// Not earlier: a look would restore the count without the total that it reached.
+	c.entries[cn.id] = entry{count, b.total}
 	c.untold = true
-	if down == nil && b.err != nil && !errors.Is(b.err, errLost) {
-		c.fail(b.err)
-	}
 	c.mu.Unlock()
 	close(b.done)
 }
@@ -474,36 +468,35 @@ func (c *counter) take() *conn {
 }
 
 // raise has Redis raise the connection's entry to count, and returns the total that this reached.
-// Where the epoch is over it tries again until this instance has entered the next one. It returns
-// errLost if Redis goes down meanwhile.
-func (c *counter) raise(cn *conn, count int64, giveUp time.Time) (total int64, err error) {
-	for {
-		c.mu.Lock()
-		epoch, known, down := c.epoch, c.total, c.down
-		c.mu.Unlock()
-		if down != nil {
-			return 0, errLost
-		}
+// Where the epoch is over it tries again until this instance has entered the next one. While Redis
+// is down it fails at once. It is called under mu, and unlocks it while it waits.
+func (c *counter) raise(cn *conn, count int64, giveUp time.Time) (int64, error) {
+	for c.down == nil {
 		if time.Now().After(giveUp) {
-			return 0, errors.New("the data is lost again and again")
+			c.fail(errors.New("the data is lost again and again"))
+			break
 		}
-		total, err = cn.raise(epoch, known, count)
+		epoch, known := c.epoch, c.total
+		c.mu.Unlock()
+		total, err := cn.raise(epoch, known, count)
+		lost := errors.Is(err, errLost)
+		if lost {
+			time.Sleep(retryInterval)
+		}
+		c.mu.Lock()
 		if err == nil {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			if epoch == c.epoch {
-				c.total = max(c.total, total)
-			}
+			c.total = max(c.total, total)
 			return total, nil
 		}
-		if !errors.Is(err, errLost) {
-			return 0, err
+		if !lost {
+			c.fail(err)
 		}
-		time.Sleep(retryInterval)
 	}
+	return 0, c.down
 }
 
-// fail records, under mu, that Redis is down: requests are answered 503 at once from now on.
+// fail records, under mu, that Redis is down: requests are answered 503 at once from now on, and
+// the next look that succeeds tells Redis what they counted.
 func (c *counter) fail(err error) {
 	if c.down == nil {
 		c.downAt = time.Now()
@@ -511,14 +504,14 @@ func (c *counter) fail(err error) {
 	c.down = err
 }
 
-// enter makes epoch, under mu, the one in which this instance counts. Its total is total or more. A
-// look that began then has seen Redis count, so it is up, unless it went down after that.
-func (c *counter) enter(began time.Time, epoch string, total int64) {
+// enter makes epoch, under mu, the one in which this instance counts, with a total of total or
+// more. A look has seen Redis count, so it is up. A failure recorded after the look began stays.
+func (c *counter) enter(lookBegan time.Time, epoch string, total int64) {
 	if epoch == c.epoch {
 		total = max(total, c.total)
 	}
-	c.epoch, c.total = epoch, total // lower than before where somebody has set it
-	if !c.downAt.After(began) {
+	c.epoch, c.total = epoch, total
+	if !c.downAt.After(lookBegan) {
 		c.down = nil
 	}
 }
@@ -538,7 +531,7 @@ func (c *counter) log() {
 	c.logged = down
 }
 
-// keep looks at Redis at each interval until ctx is done.
+// keep looks at Redis at each lookInterval until ctx is done.
 func (c *counter) keep(ctx context.Context) {
 	if c.redis == nil {
 		return
@@ -552,11 +545,31 @@ func (c *counter) keep(ctx context.Context) {
 	}
 }
 
-// look tells Redis this instance's own entries. That also shows whether Redis is up and has its
-// data. Where the epoch is over look follows into the next one. Where the total has changed it
-// exchanges the ledger, less often a long one.
+// look tells Redis this instance's own entries. Where the total has changed it exchanges the whole
+// ledger, less often where that is long. Its error says that requests could not be counted either.
 func (c *counter) look() error {
 	c.log() // also of a failure that this look ends
+	total, err := c.restoreOwn()
+	c.log()
+	same := total == c.last.total && c.exchangeErr == nil
+	if err != nil || same || time.Since(c.exchanged) < c.interval() {
+		return err
+	}
+	err = c.exchange()
+	if errors.Is(err, errLost) {
+		return nil // the next look finds it, too
+	}
+	if err != nil && c.exchangeErr == nil { // this keeps nobody from counting
+		slog.Warn("cannot exchange the ledger with Redis", "redis", c.redis, "cause", err)
+	}
+	c.exchangeErr = err
+	return nil
+}
+
+// restoreOwn restores this instance's own entries, and returns the total. It succeeds where Redis
+// is up and has its data. Where the epoch is over it follows into the next one, and returns errLost
+// until this instance has entered that: Redis is not down then.
+func (c *counter) restoreOwn() (total int64, err error) {
 	began := time.Now()
 	c.mu.Lock()
 	epoch, known, own, untold := c.epoch, c.total, map[string]entry{}, c.untold
@@ -569,114 +582,104 @@ func (c *counter) look() error {
 	c.lookConn.hasty = c.down != nil
 	c.mu.Unlock()
 
-	total, err := c.lookConn.restore(epoch, known, own)
+	total, err = c.lookConn.restore(epoch, known, own)
 	if errors.Is(err, errLost) {
 		epoch, total, err = c.follow()
 	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	switch {
 	case err == nil:
 		c.enter(began, epoch, total)
 		if untold {
 			c.told = time.Now()
 		}
-	case !errors.Is(err, errLost): // with that requests wait, unless Redis was down
+		return total, nil
+	case !errors.Is(err, errLost):
 		c.fail(err)
 	}
-	c.untold = c.untold || err != nil
-	c.mu.Unlock()
-	c.log()
-	same := total == c.last.total && c.readErr == nil
-	if err != nil || same || time.Since(c.readAt) < c.interval() {
-		return err
-	}
-	err = c.exchange()
-	if errors.Is(err, errLost) {
-		return nil // the next look follows
-	}
-	if err != nil && c.readErr == nil { // this keeps nobody from counting
-		slog.Warn("cannot exchange the ledger with Redis", "redis", c.redis, "cause", err)
-	}
-	c.readErr = err
-	return nil
+	c.untold = true
+	return 0, err
 }
 
-// interval returns the time between two reads of the ledger, longer for a long one: Redis reads out
+// interval returns the time between two exchanges, longer where the ledger is long: Redis reads out
 // all of it.
 func (c *counter) interval() time.Duration {
 	return min(time.Duration(len(c.last.entries))*entryInterval, maxInterval)
 }
 
 // follow exchanges the ledger in an epoch that is new to this instance. It returns errLost until
-// this has looked often enough, and then the epoch and its total. It counts looks, not time: while
-// Redis stands still the others cannot look either.
+// this instance has looked often enough, and then the epoch to enter and its total. It counts
+// looks, not time: while Redis stands still the others cannot look either.
 func (c *counter) follow() (epoch string, total int64, err error) {
 	if err := c.exchange(); err != nil {
 		return "", 0, err
 	}
-	// One that starts knew nothing to restore. One that comes from another epoch waits even where
-	// this one is open: Redis may hold an older copy, which others have still to mend.
-	starts := c.epoch == "" && c.last.open == c.last.epoch
-	if !starts && c.looks < epochLooks {
+	// One that comes from another epoch waits even where this one is open: Redis may have gone back
+	// to what it held in an earlier one.
+	enterAtOnce := c.epoch == "" && c.last.open == c.last.epoch
+	if !enterAtOnce && c.looks < epochLooks {
 		return "", 0, errLost
 	}
-	return c.last.epoch, c.last.total, c.lookConn.open(c.last.epoch)
+	return c.last.epoch, c.last.total, c.lookConn.markOpen(c.last.epoch)
 }
 
-// exchange gives both ledgers, the copy here and that in Redis, the higher count of each entry.
+// exchange gives each entry the higher of its two counts, in Redis and in the copy here.
 func (c *counter) exchange() error {
-	c.readAt = time.Now()
+	c.exchanged = time.Now()
 	c.mu.Lock()
-	ours := maps.Clone(c.entries) // first: what is counted from now on is not lacking
+	here := maps.Clone(c.entries) // first: what is counted from now on is not lacking
 	c.mu.Unlock()
-	theirs, err := c.lookConn.read()
+	there, err := c.lookConn.read()
 	if err != nil {
 		return err
 	}
 	lacking, requests := map[string]entry{}, int64(0)
-	for id, e := range ours {
-		if more := e.count - theirs.entries[id].count; more > 0 {
+	for id, e := range here {
+		if more := e.count - there.entries[id].count; more > 0 {
 			lacking[id] = e
 			requests += more
 		}
 	}
-	_, err = c.lookConn.restore(theirs.epoch, theirs.total, lacking)
+	_, err = c.lookConn.restore(there.epoch, there.total, lacking)
 
 	c.mu.Lock()
-	for id, e := range theirs.entries {
+	for id, e := range there.entries {
 		if e.count > c.entries[id].count {
 			c.entries[id] = e
 		}
 	}
 	c.mu.Unlock()
 
+	// While entries come, others still restore. The total says nothing: requests that are answered
+	// 503 meanwhile raise it, too.
+	restored := there.open != there.epoch && len(there.entries) != len(c.last.entries)
 	c.looks++
-	others := theirs.open != theirs.epoch && len(theirs.entries) != len(c.last.entries)
-	if theirs.epoch != c.last.epoch || others {
+	if there.epoch != c.last.epoch || restored {
 		c.looks = 0
 	}
-	c.last = theirs
+	c.last = there
 	if err == nil && len(lacking) > 0 {
-		maps.Copy(theirs.entries, lacking) // so that these are not taken for those of others
+		maps.Copy(there.entries, lacking) // these are no news at the next look
 		slog.Info("restored what Redis lacked", "redis", c.redis,
 			"requests", requests, "entries", len(lacking))
 	}
 	return err
 }
 
-// end tells Redis all that this instance knows. Then it waits until each other instance has read
-// that and can restore it. While Redis is away it tries until ctx is done.
+// end tells Redis what was counted here. Then it waits for as long as the other instances may need
+// to read that, so that they can restore it. While Redis is away it tries until ctx is done.
 func (c *counter) end(ctx context.Context) {
 	for waiting := false; c.current().entries > 0; waiting = true {
-		err := c.look()
-		wait := lookInterval // Redis may lose data meanwhile
+		err := c.look() // again and again, as Redis may lose data while it waits
+		wait := lookInterval
 		if err == nil {
 			// The others read at the first look after their interval. One of their looks may fail.
-			known := time.Until(c.current().told.Add(c.interval() + 3*lookInterval))
-			if known <= 0 {
+			left := time.Until(c.current().told.Add(c.interval() + 3*lookInterval))
+			if left <= 0 {
 				return
 			}
-			wait = min(wait, known)
+			wait = min(wait, left)
 		}
 		if !waiting {
 			slog.Info("waiting until Redis and the other instances know what was counted here; "+

@@ -78,7 +78,8 @@ func newNetwork(t *testing.T) *network {
 	}
 	var reply bytes.Buffer
 	c := &conn{server: mustParse(t, n.url, 5*time.Second), deadline: time.Now().Add(5 * time.Second)}
-	if err := c.dial(c.server.addr); err != nil {
+	c.addr = c.server.addr
+	if err := c.dial(); err != nil {
 		t.Fatal(err)
 	}
 	c.r = bufio.NewReader(io.TeeReader(c.nc, &reply))
@@ -1077,6 +1078,77 @@ func TestFailureDuringALook(t *testing.T) {
 			t.Errorf("Redis is up for half a second, and said to be down: %v", err)
 		}
 	})
+}
+
+// A Redis that was down is up again, however slow it is now.
+func TestSlowOnceItIsBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var away atomic.Bool
+		var slow atomic.Int64
+		c := newCounter("host:1", "k", fakeRedis(func(cmd []string) string {
+			switch {
+			case away.Load():
+				return closed
+			case cmd[0] != "DIAL":
+				time.Sleep(time.Duration(slow.Load()))
+			}
+			if cmd[0] == "HGETALL" {
+				return "*0\r\n"
+			}
+			return ":7\r\n"
+		}).server(t, "redis://fake"))
+		c.redis.timeout = 5 * time.Second
+		start(t, c)
+		away.Store(true)
+		if c.next(); c.current().down == nil {
+			t.Error("Redis is away, and not down")
+		}
+		slow.Store(int64(400 * time.Millisecond))
+		away.Store(false)
+		time.Sleep(3 * time.Second)
+		if _, _, err := c.next(); err != nil {
+			t.Errorf("it is back for 3 s: got %v", err)
+		}
+	})
+}
+
+// Redis may come back empty at another address after most of REDIS_TIMEOUT, while an instance has
+// just connected to the old one, which is silent.
+func TestBackElsewhere(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	for after := 3 * time.Second; after < 9*time.Second; after += 200 * time.Millisecond {
+		n.forget()
+		synctest.Test(t, func(t *testing.T) {
+			var away atomic.Bool
+			server := func(whileAway string) *redisServer {
+				s := fakeRedis(func(cmd []string) string {
+					switch {
+					case !away.Load():
+						return n.answer(cmd)
+					case cmd[0] == "DIAL":
+						return whileAway
+					}
+					return silent
+				}).server(t, "redis://fake")
+				s.timeout = 10 * time.Second
+				return s
+			}
+			c := newCluster(t, n, 0)
+			c.start(server(closed))
+			c.start(server("+OK\r\n"))
+			for range 5 {
+				c.ask("before", 1)
+			}
+			n.forget()
+			away.Store(true)
+			time.Sleep(after)
+			away.Store(false)
+			if _, got, err := c.counters[0].next(); got != 6 || err != nil {
+				t.Errorf("back after %v: got %d, %v; want 6", after, got, err)
+			}
+		})
+	}
 }
 
 // Nothing waits for ever: where Redis loses its data again and again, requests are answered in the

@@ -23,6 +23,7 @@ const (
 	maxString   = 1 << 20                // longest string accepted; one of an entry is below 1 KiB
 	dialTimeout = 500 * time.Millisecond // to connect: a host that is gone does not answer at all
 	minSilence  = 250 * time.Millisecond // until a connection is taken for dead
+	maxAttempt  = time.Second            // of a command: an instance must get through in epochWait
 	minPause    = 10 * time.Millisecond  // first between two attempts; it doubles with each
 	maxPause    = 100 * time.Millisecond // longest
 	chunk       = 1000                   // entries in a command, so that Redis is not held up for long
@@ -195,46 +196,51 @@ const errLost = redisError("LOST the ledger is of another epoch")
 
 // script raises entries of the ledger, each to a count, and the total by the differences. It
 // answers the total that an entry reached by that. Sent again, or late, it changes nothing and
-// answers the same, as the entry keeps what it reached. Without entries, or where they are only
-// restored, it answers the total.
+// answers the same, as the entry keeps what it reached. Without entries, or where they are
+// restored, it answers the total. Its arguments are:
+//   - the epoch in which the sender counts, empty for none;
+//   - the total that the sender knows;
+//   - a random name, for the next epoch;
+//   - for each entry its id, its count, and the total that it reached, empty where it counts.
 //
-// ARGV[1] is the epoch in which the sender counts, empty for none, and ARGV[2] the total that it
-// knows. ARGV[3] is a new name. It becomes the ledger's epoch where there is none, and where the
-// total is lower than known: Redis has gone back to an older copy. Then, and in any other epoch
-// than the sender's, the script answers errLost. After these each entry has three arguments: its
-// id, its count, and the total that it reached, which is empty where requests are counted.
+// The next epoch begins where there is none, and where in the sender's the total is lower than
+// known: Redis has gone back to an older copy. A sender of another epoch is answered errLost.
 //
-// Where nothing is counted HSETNX at most writes a total of 0. It fails where Redis refuses writes,
-// as a replica does. Numbers are written with %d, exact here to 2^53: Lua would write 1e+14.
-const script = `local fields = {'epoch', 'total'}
+// A look has to fail where Redis refuses writes, as a replica does. So what counts nothing has
+// HSETNX set a total of 0, where there is none. Numbers are written with %d, as Lua has 1e+14, and
+// are exact to 2^53.
+const script = `local epoch, known, nextEpoch = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local fields = {'epoch', 'total'}
 for i = 4, #ARGV, 3 do
 	table.insert(fields, ARGV[i])
 end
 local values = redis.call('HMGET', KEYS[1], unpack(fields))
-local epoch, total, known = values[1], tonumber(values[2] or 0), tonumber(ARGV[2])
+local now, total = values[1], tonumber(values[2] or 0)
 if values[2] and not string.match(values[2], '^-?%d+$') or math.abs(total) >= 2^53 then
 	return redis.error_reply('ERR the total is no whole number below 2^53: ' .. values[2])
-elseif not epoch or epoch == '' or epoch == ARGV[1] and total < known then
-	redis.call('HSET', KEYS[1], 'epoch', ARGV[3])
-	return redis.error_reply('` + string(errLost) + `')
-elseif epoch ~= ARGV[1] then
+end
+if not now or now == '' or now == epoch and total < known then
+	redis.call('HSET', KEYS[1], 'epoch', nextEpoch)
+	now = nextEpoch
+end
+if now ~= epoch then
 	return redis.error_reply('` + string(errLost) + `')
 end
 local answer, changes = nil, {}
 for i = 4, #ARGV, 3 do
-	local id, count, reachedBefore = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
-	local value = values[(i + 5) / 3] or '0 0'
+	local id, count, restored = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2] ~= ''
+	local value = values[(i + 5) / 3] or '0 0' -- values[3] is that of the first entry
 	local oldCount, reached = string.match(value, '^(%d+) (-?%d+)$')
 	if not oldCount then
 		return redis.error_reply('ERR the ledger has no count at ' .. id .. ': ' .. value)
 	end
 	if tonumber(oldCount) < count then
 		total = total + (count - oldCount)
-		reached = reachedBefore or total
+		reached = restored and ARGV[i + 2] or total
 		table.insert(changes, id)
 		table.insert(changes, string.format('%d %d', count, reached))
 	end
-	if not reachedBefore then
+	if not restored then
 		answer = tonumber(reached)
 	end
 end
@@ -252,13 +258,13 @@ var scriptSHA = fmt.Sprintf("%x", sha1.Sum([]byte(script)))
 // An entry of the ledger is how far a connection has counted.
 type entry struct {
 	count   int64 // requests
-	reached int64 // the total when it reached that count; 0 where nobody knows
+	reached int64 // the total when it reached that count; 0 where nobody knows, nor will ask
 }
 
 // A ledger is what Redis holds, a hash. Nothing is ever removed from it.
 type ledger struct {
 	epoch   string           // a random name; it lasts until Redis loses data
-	open    string           // the last epoch that an instance has waited for
+	open    string           // the last epoch that an instance has entered
 	total   int64            // the sum of all counts, and what somebody has set by hand
 	entries map[string]entry // by id: one for each connection that has ever counted
 }
@@ -269,14 +275,14 @@ type conn struct {
 	server *redisServer
 	key    string // of the ledger
 	id     string // of its entry there
-	hasty  bool   // Redis is known to be down: one attempt over a fresh connection is enough
+	hasty  bool   // Redis is known to be down: one attempt is enough, as another look follows
 
-	addr       string   // last dialed
+	addr       string   // to dial, or dialed
 	nc         net.Conn // nil while there is none
 	r          *bufio.Reader
 	generation int64         // of the server when nc was dialed
 	took       time.Duration // until the last reply began, or the dial ended
-	began      time.Time     // when the command under way was tried first
+	began      time.Time     // when the command under way was tried first, or Redis went down
 	deadline   time.Time     // when its present attempt must have ended
 }
 
@@ -287,7 +293,7 @@ func (c *conn) raise(epoch string, known, count int64) (total int64, err error) 
 	return c.eval(epoch, known, c.id, itoa(count), "")
 }
 
-// restore puts entries back that Redis lacks, and returns the total. It fails wherever counting
+// restore gives Redis the counts that it lacks, and returns the total. It fails wherever counting
 // would, with errLost as raise does, and also without entries.
 func (c *conn) restore(epoch string, known int64, entries map[string]entry) (int64, error) {
 	var args []string
@@ -312,8 +318,8 @@ func (c *conn) eval(epoch string, known int64, entries ...string) (int64, error)
 	return got.n, err
 }
 
-// open marks an epoch as one that an instance has waited for.
-func (c *conn) open(epoch string) error {
+// markOpen marks an epoch as one that an instance has entered.
+func (c *conn) markOpen(epoch string) error {
 	_, err := c.try(':', "HSET", c.key, "open", epoch)
 	return err
 }
@@ -346,7 +352,9 @@ func (c *conn) read() (ledger, error) {
 // and then over fresh ones. When the server's timeout is over it tries one last time. An error
 // names the address that was tried.
 func (c *conn) try(kind byte, args ...string) (got reply, err error) {
-	c.began = time.Now()
+	if !c.hasty {
+		c.began = time.Now()
+	}
 	if c.generation != c.server.generation.Load() {
 		c.close()
 	}
@@ -372,19 +380,23 @@ func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 	}
 }
 
-// attempt sends a command once, and follows MOVED, for half of the server's timeout at most. After
-// an error other than errLost it closes the connection: the next one may lead to another server.
+// attempt sends a command once, and follows MOVED. It takes half of the server's timeout at most,
+// and no more than maxAttempt. After an error other than errLost it closes the connection: the next
+// one may lead to another server.
 func (c *conn) attempt(kind byte, args ...string) (got reply, err error) {
-	c.deadline = time.Now().Add(c.server.timeout / 2)
-	got, err = c.roundTrip(c.server.addr, kind, args...)
+	c.deadline = time.Now().Add(min(c.server.timeout/2, maxAttempt))
+	if c.nc == nil {
+		c.addr = c.server.addr
+	}
+	got, err = c.roundTrip(kind, args...)
 	if isCode(err, "MOVED") {
-		moved := movedAddr(err.Error(), c.addr)
 		c.close()
-		got, err = c.roundTrip(moved, kind, args...)
+		c.addr = movedAddr(err.Error(), c.addr)
+		got, err = c.roundTrip(kind, args...)
 	}
 	if isCode(err, "NOSCRIPT") {
 		args = append([]string{"EVAL", script}, args[2:]...)
-		got, err = c.roundTrip(c.addr, kind, args...)
+		got, err = c.roundTrip(kind, args...)
 	}
 	if err != nil && !errors.Is(err, errLost) {
 		c.close()
@@ -392,19 +404,21 @@ func (c *conn) attempt(kind byte, args ...string) (got reply, err error) {
 	return got, err
 }
 
-// roundTrip sends a command and reads its reply. Where there is no TCP connection it dials addr.
+// roundTrip sends a command and reads its reply. Where there is no TCP connection it dials one.
 //
 // A connection may be dead without a sign, a fresh one, too. Until its reply begins it has the
-// longest of minSilence, twice what it last took, as Redis may be far away, and half of the time
-// for which the command has been tried, as Redis may be slow.
-func (c *conn) roundTrip(addr string, kind byte, args ...string) (reply, error) {
-	sent := time.Now()
+// longest of these:
+//   - minSilence;
+//   - twice what it last took: Redis may be far away;
+//   - half of the time for which the command has been tried: Redis may be slow.
+func (c *conn) roundTrip(kind byte, args ...string) (reply, error) {
+	began := time.Now()
 	if c.nc == nil {
-		if err := c.dial(addr); err != nil {
+		if err := c.dial(); err != nil {
 			return reply{}, err
 		}
 	}
-	silence := max(minSilence, 2*c.took, sent.Sub(c.began)/2)
+	silence := max(minSilence, 2*c.took, began.Sub(c.began)/2)
 	c.nc.SetDeadline(time.Now().Add(min(silence, time.Until(c.deadline))))
 	if _, err := c.nc.Write(encode(args...)); err != nil {
 		return reply{}, err
@@ -412,7 +426,7 @@ func (c *conn) roundTrip(addr string, kind byte, args ...string) (reply, error) 
 	if _, err := c.r.Peek(1); err != nil {
 		return reply{}, err
 	}
-	c.took = time.Since(sent)
+	c.took = time.Since(began)
 	c.nc.SetDeadline(c.deadline)
 	return readReply(c.r, kind)
 }
@@ -430,27 +444,27 @@ func movedAddr(reply, from string) string {
 	return net.JoinHostPort(host, port)
 }
 
-// dial connects to addr and sends the server's greeting.
-func (c *conn) dial(addr string) error {
+// dial connects to the address and sends the server's greeting.
+func (c *conn) dial() error {
 	began := time.Now()
-	c.addr, c.generation = addr, c.server.generation.Load()
+	c.generation = c.server.generation.Load()
 	ctx, cancel := context.WithTimeout(context.Background(), min(dialTimeout, time.Until(c.deadline)))
 	defer cancel()
-	nc, err := c.server.connect(ctx, addr)
+	nc, err := c.server.connect(ctx, c.addr)
 	if err != nil {
 		return err
 	}
 	if c.server.tls != nil {
-		// The certificate must be for addr's host, or for REDIS_URL's where MOVED named a bare IP.
+		// The certificate must be for this host, or for REDIS_URL's where MOVED named a bare IP.
 		cfg := c.server.tls.Clone()
-		if host, _, _ := net.SplitHostPort(addr); net.ParseIP(host) == nil {
+		if host, _, _ := net.SplitHostPort(c.addr); net.ParseIP(host) == nil {
 			cfg.ServerName = host
 		}
 		nc = tls.Client(nc, cfg)
 	}
 	c.nc, c.r, c.took = nc, bufio.NewReader(nc), time.Since(began)
 	for _, args := range c.server.greet {
-		if _, err := c.roundTrip(addr, '+', args...); err != nil {
+		if _, err := c.roundTrip('+', args...); err != nil {
 			return fmt.Errorf("%s: %w", args[0], err)
 		}
 	}

@@ -523,7 +523,7 @@ func TestRestoreInParts(t *testing.T) {
 			t.Errorf("got the total %d, %d commands, %v, %v; want %d and 3", total, len(s.sent), err, restoreErr, want)
 		}
 		n.do([]string{"HSET", n.key, "odd", "x", "odder", "5 x", "long", strings.Repeat("5", 5000)})
-		if err := c.open(begun.epoch); err != nil {
+		if err := c.markOpen(begun.epoch); err != nil {
 			t.Error(err)
 		}
 		want := ledger{begun.epoch, begun.epoch, total, lacking}
@@ -563,8 +563,8 @@ func TestTLS(t *testing.T) {
 		s.dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, m.Addr())
 		}
-		c := &conn{server: s, deadline: time.Now().Add(10 * time.Second)}
-		_, err := c.roundTrip(tt.dialed, ':', "INCRBY", "k", "1")
+		c := &conn{server: s, addr: tt.dialed, deadline: time.Now().Add(10 * time.Second)}
+		_, err := c.roundTrip(':', "INCRBY", "k", "1")
 		c.close()
 		if (err == nil) != (tt.says == "") || err != nil && !strings.Contains(err.Error(), tt.says) {
 			t.Errorf("%s at %s: got %v; want %q", tt.host, tt.dialed, err, tt.says)
