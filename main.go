@@ -56,7 +56,7 @@ const (
 	lookInterval  = 250 * time.Millisecond // between two looks at Redis
 	epochLooks    = 6                      // at a new epoch before an instance counts in it
 	epochWait     = epochLooks * lookInterval
-	retryInterval = 100 * time.Millisecond // between two tries to count before that
+	retryInterval = 100 * time.Millisecond // between two tries of a request that waits for that
 	entryInterval = 500 * time.Microsecond // between two exchanges, for each entry of the ledger
 	maxInterval   = 3 * time.Second        // between two exchanges, however long it is
 )
@@ -192,7 +192,7 @@ func run(ctx context.Context, cfg config) error {
 	h.stopping.Store(true)
 	slog.Info("stopping", "delay", cfg.shutdownDelay)
 	time.Sleep(cfg.shutdownDelay)
-	server.Shutdown(context.Background()) // a request under way may need another look
+	server.Shutdown(context.Background()) // keep goes on: a request may wait for an epoch
 	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	stopKeeping()
@@ -340,10 +340,10 @@ func healthcheck(_ context.Context, cfg config) error {
 //
 // Each instance keeps a copy of the entries. The ledger has an epoch, a random name, which lasts
 // until Redis loses data. Then four things happen:
-//   - The next one begins: the first command that comes, whoever sends it, gives it its name.
+//   - The next one begins: the first run of the script, whoever sends it, gives it its name.
 //   - Each instance follows: it does not count, and at each look restores what Redis lacks.
 //   - It enters, that is counts again, six looks later. By then all have restored what they knew.
-//   - Whoever enters marks the epoch as open. Instances that start after that enter at once.
+//   - Whoever enters marks it as open. Instances that have counted in no epoch yet then enter, too.
 type counter struct {
 	redis *redisServer // nil for a cluster of one
 	pool  chan *conn   // connections used before; whoever takes one out owns it until it is back
@@ -351,27 +351,27 @@ type counter struct {
 	ids   []string     // of the entries of all these
 
 	// Only the goroutine that looks uses these.
-	lookConn    *conn     // has no entry
-	last        ledger    // as it was last read, and the entries that were restored then
-	exchanged   time.Time // when the last exchange began
-	looks       int       // since its epoch was first seen, or others last added entries to it
-	exchangeErr error     // of the last exchange
-	logged      error     // down, as it was logged last
+	lookConn  *conn     // has no entry
+	last      ledger    // as the last exchange read it, and the entries that it restored
+	exchanged time.Time // when that exchange began
+	exchanges int       // since its epoch was first seen, or others last added entries to it
+	failing   bool      // the last exchange failed, and the log says so
+	isDown    bool      // the log says that Redis is down
+	told      time.Time // when a look last ended that had untold entries
 
 	mu      sync.Mutex       // guards the rest
 	n       int64            // requests counted
 	pending *batch           // takes the requests that arrive now
 	entries map[string]entry // the copy
 	untold  bool             // own entries changed, or a look failed, since the last look began
-	told    time.Time        // when a look last ended that had such entries to tell
 	epoch   string           // in which this instance counts; empty before its first; set by look
 	total   int64            // of the cluster, the highest seen in that epoch
 	down    error            // why Redis is taken to be down; nil if it is up
 	downAt  time.Time        // when Redis went down
 }
 
-// A batch is the requests that share one command to Redis. The first of them sends it. They have
-// the last numbers that it brings, up to n and total: any before are of requests answered 503.
+// A batch is the requests that share one command to Redis. The first of them sends it. They get the
+// highest of the numbers that it adds: it may add those of earlier ones, which were answered 503.
 type batch struct {
 	size int64 // grows, under counter.mu, while the batch is pending; fixed once it is sealed
 
@@ -427,8 +427,7 @@ func (c *counter) next() (instance, cluster int64, err error) {
 }
 
 // maxWait returns how long after a request has come its last try may begin: Redis may be away for
-// its timeout, then be empty, and need a few waits for an epoch. Those that wait for the same
-// connection give up earlier. The last try ends after twice the timeout at the most.
+// some time, then be empty, and lose its data again. The last try takes twice the timeout at most.
 func maxWait(redisTimeout time.Duration) time.Duration { return 2*redisTimeout + 4*epochWait }
 
 // send waits for a connection; requests join b meanwhile. Then it seals b by having the next ones
@@ -444,7 +443,7 @@ func (c *counter) send(b *batch) {
 	b.n = c.n
 	count := c.entries[cn.id].count + b.size
 	b.total, b.err = c.raise(cn, count, giveUp)
-	// Not earlier: a look would restore the count without the total that it reached.
+	// Not earlier: a look might restore the count first, and nobody would know what it reached.
 	c.entries[cn.id] = entry{count, b.total}
 	c.untold = true
 	c.mu.Unlock()
@@ -505,7 +504,7 @@ func (c *counter) fail(err error) {
 }
 
 // enter makes epoch, under mu, the one in which this instance counts, with a total of total or
-// more. A look has seen Redis count, so it is up. A failure recorded after the look began stays.
+// more. A look has seen Redis count, so it is up, unless it went down after that look began.
 func (c *counter) enter(lookBegan time.Time, epoch string, total int64) {
 	if epoch == c.epoch {
 		total = max(total, c.total)
@@ -523,12 +522,12 @@ func (c *counter) log() {
 	down, after := c.down, time.Since(c.downAt).Round(time.Millisecond)
 	c.mu.Unlock()
 	switch {
-	case down != nil && c.logged == nil:
+	case down != nil && !c.isDown:
 		slog.Warn("cannot count in Redis", "redis", c.redis, "cause", down)
-	case down == nil && c.logged != nil:
+	case down == nil && c.isDown:
 		slog.Info("counting in Redis again", "redis", c.redis, "after", after)
 	}
-	c.logged = down
+	c.isDown = down != nil
 }
 
 // keep looks at Redis at each lookInterval until ctx is done.
@@ -551,7 +550,7 @@ func (c *counter) look() error {
 	c.log() // also of a failure that this look ends
 	total, err := c.restoreOwn()
 	c.log()
-	same := total == c.last.total && c.exchangeErr == nil
+	same := total == c.last.total && !c.failing
 	if err != nil || same || time.Since(c.exchanged) < c.interval() {
 		return err
 	}
@@ -559,10 +558,10 @@ func (c *counter) look() error {
 	if errors.Is(err, errLost) {
 		return nil // the next look finds it, too
 	}
-	if err != nil && c.exchangeErr == nil { // this keeps nobody from counting
+	if err != nil && !c.failing { // requests are counted even so
 		slog.Warn("cannot exchange the ledger with Redis", "redis", c.redis, "cause", err)
 	}
-	c.exchangeErr = err
+	c.failing = err != nil
 	return nil
 }
 
@@ -618,7 +617,7 @@ func (c *counter) follow() (epoch string, total int64, err error) {
 	// One that comes from another epoch waits even where this one is open: Redis may have gone back
 	// to what it held in an earlier one.
 	enterAtOnce := c.epoch == "" && c.last.open == c.last.epoch
-	if !enterAtOnce && c.looks < epochLooks {
+	if !enterAtOnce && c.exchanges < epochLooks {
 		return "", 0, errLost
 	}
 	return c.last.epoch, c.last.total, c.lookConn.markOpen(c.last.epoch)
@@ -628,7 +627,7 @@ func (c *counter) follow() (epoch string, total int64, err error) {
 func (c *counter) exchange() error {
 	c.exchanged = time.Now()
 	c.mu.Lock()
-	here := maps.Clone(c.entries) // first: what is counted from now on is not lacking
+	here := maps.Clone(c.entries) // first, so that what is counted meanwhile is not lacking
 	c.mu.Unlock()
 	there, err := c.lookConn.read()
 	if err != nil {
@@ -651,16 +650,16 @@ func (c *counter) exchange() error {
 	}
 	c.mu.Unlock()
 
-	// While entries come, others still restore. The total says nothing: requests that are answered
-	// 503 meanwhile raise it, too.
-	restored := there.open != there.epoch && len(there.entries) != len(c.last.entries)
-	c.looks++
-	if there.epoch != c.last.epoch || restored {
-		c.looks = 0
+	// While entries come, others are still restoring. The total does not show that: requests that
+	// are answered 503 raise it all the time.
+	othersRestore := there.open != there.epoch && len(there.entries) != len(c.last.entries)
+	c.exchanges++
+	if there.epoch != c.last.epoch || othersRestore {
+		c.exchanges = 0
 	}
 	c.last = there
 	if err == nil && len(lacking) > 0 {
-		maps.Copy(there.entries, lacking) // these are no news at the next look
+		maps.Copy(there.entries, lacking) // these are not of others, at the next look
 		slog.Info("restored what Redis lacked", "redis", c.redis,
 			"requests", requests, "entries", len(lacking))
 	}
@@ -670,12 +669,15 @@ func (c *counter) exchange() error {
 // end tells Redis what was counted here. Then it waits for as long as the other instances may need
 // to read that, so that they can restore it. While Redis is away it tries until ctx is done.
 func (c *counter) end(ctx context.Context) {
-	for waiting := false; c.current().entries > 0; waiting = true {
+	if c.current().entries == 0 {
+		return
+	}
+	for waiting := false; ; waiting = true {
 		err := c.look() // again and again, as Redis may lose data while it waits
 		wait := lookInterval
 		if err == nil {
 			// The others read at the first look after their interval. One of their looks may fail.
-			left := time.Until(c.current().told.Add(c.interval() + 3*lookInterval))
+			left := time.Until(c.told.Add(c.interval() + 3*lookInterval))
 			if left <= 0 {
 				return
 			}
@@ -683,7 +685,7 @@ func (c *counter) end(ctx context.Context) {
 		}
 		if !waiting {
 			slog.Info("waiting until Redis and the other instances know what was counted here; "+
-				"a second signal ends it", "most", drainTimeout)
+				"a second signal ends it", "most", drainTimeout+2*c.redis.timeout)
 		}
 		select {
 		case <-time.After(wait):
@@ -698,17 +700,16 @@ func (c *counter) end(ctx context.Context) {
 
 // A status is what a counter knows of itself and of the cluster.
 type status struct {
-	n, total int64     // requests handled here, and by all
-	entries  int       // in its copy of the ledger
-	told     time.Time // as in counter
-	down     error     // as in counter
-	notReady error     // nil once an epoch was entered
+	n, total int64 // requests handled here, and by all
+	entries  int   // in its copy of the ledger
+	down     error // as in counter
+	notReady error // nil once an epoch was entered
 }
 
 func (c *counter) current() status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := status{n: c.n, total: c.total, entries: len(c.entries), told: c.told, down: c.down}
+	s := status{n: c.n, total: c.total, entries: len(c.entries), down: c.down}
 	if c.redis != nil && c.epoch == "" {
 		s.notReady = cmp.Or(c.down, errors.New("no epoch of the ledger entered yet"))
 	}

@@ -15,6 +15,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"os/signal"
 	"regexp"
 	"slices"
 	"strconv"
@@ -38,6 +39,7 @@ func TestMain(m *testing.M) {
 		main()
 		os.Exit(0)
 	}
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) // nohup(1) would have programs ignore it
 	os.Unsetenv("REDIS_URL")
 	slog.SetDefault(slog.New(slog.DiscardHandler))
 	os.Exit(m.Run())

@@ -23,7 +23,7 @@ const (
 	maxString   = 1 << 20                // longest string accepted; one of an entry is below 1 KiB
 	dialTimeout = 500 * time.Millisecond // to connect: a host that is gone does not answer at all
 	minSilence  = 250 * time.Millisecond // until a connection is taken for dead
-	maxAttempt  = time.Second            // of a command: an instance must get through in epochWait
+	maxAttempt  = time.Second            // of a command, so that one more fits into an epochWait
 	minPause    = 10 * time.Millisecond  // first between two attempts; it doubles with each
 	maxPause    = 100 * time.Millisecond // longest
 	chunk       = 1000                   // entries in a command, so that Redis is not held up for long
@@ -203,12 +203,12 @@ const errLost = redisError("LOST the ledger is of another epoch")
 //   - a random name, for the next epoch;
 //   - for each entry its id, its count, and the total that it reached, empty where it counts.
 //
-// The next epoch begins where there is none, and where in the sender's the total is lower than
-// known: Redis has gone back to an older copy. A sender of another epoch is answered errLost.
+// The next epoch begins where the ledger has none. It also begins where a sender of the present one
+// knows a higher total: Redis has gone back to an older copy. A sender of another epoch is answered
+// errLost.
 //
-// A look has to fail where Redis refuses writes, as a replica does. So what counts nothing has
-// HSETNX set a total of 0, where there is none. Numbers are written with %d, as Lua has 1e+14, and
-// are exact to 2^53.
+// HSETNX makes a look fail where Redis refuses writes, as a replica does; it changes nothing where
+// there is a total. Numbers are written with %d, as Lua has 1e+14, and are exact to 2^53.
 const script = `local epoch, known, nextEpoch = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local fields = {'epoch', 'total'}
 for i = 4, #ARGV, 3 do

@@ -261,7 +261,7 @@ func TestAnsweredAsItEnds(t *testing.T) {
 	s, url := startRedis(t)
 	between := newProxy(t, s.addr())
 	proxied := strings.Replace(url, s.addr(), between.Addr().String(), 1)
-	p, other := startProcess(t, proxied, "REDIS_TIMEOUT=7500ms"), startProcess(t, url)
+	p, other := startProcess(t, proxied, "REDIS_TIMEOUT=11s"), startProcess(t, url)
 	next(t, p, 1)
 	between.set(vanish)
 	time.AfterFunc(time.Second, p.terminate)

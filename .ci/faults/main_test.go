@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -32,6 +33,7 @@ var program = os.Getenv("PROGRAM")
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) // nohup(1) would have programs ignore it
 	go startCommands()
 	if program == "" {
 		dir, err := os.MkdirTemp("", "faults")
