@@ -326,13 +326,11 @@ func TestPaths(t *testing.T) {
 		{"HEAD /", alone, 200, map[string]string{"Content-Type": plain, "Cache-Control": "no-store", "Content-Length": "101"}, "", 1},
 		{"GET /", cutOff, 503, map[string]string{"Content-Type": plain, "Cache-Control": "no-store", "Content-Length": "106", "Retry-After": "1"},
 			first + "This is request 1 to this instance; the cluster count is unavailable.\n", 1},
-		{"HEAD /", cutOff, 503, map[string]string{"Retry-After": "1"}, "", 1},
 		{"GET /", stopping, 200, map[string]string{"Connection": "close"}, first + "…", 1},
 		{"POST /", alone, 405, map[string]string{"Allow": "GET, HEAD"}, "…", 0},
 		{"POST /healthz", alone, 405, map[string]string{"Allow": "GET, HEAD"}, "…", 0},
 		{"GET /favicon.ico", alone, 404, nil, "…", 0},
 		{"GET /healthz", cutOff, 200, nil, "ok\n", 0},
-		{"GET /healthz", stopping, 200, nil, "ok\n", 0},
 		{"GET /readyz", alone, 200, nil, "ready\n", 0},
 		{"GET /readyz", cutOff, 503, nil, "not ready: …", 0},
 		{"GET /readyz", stopping, 503, nil, "not ready: stopping\n", 0},
@@ -434,15 +432,11 @@ func setenv(t *testing.T, setting string) {
 func TestWrongSettings(t *testing.T) {
 	for _, tt := range []struct{ setting, want string }{
 		{"ADDR=8083", `ADDR: malformed "8083": want host:port or :port, such as :8083`},
-		{"ADDR=:", `ADDR: malformed ":": want host:port or :port, such as :8083`},
 		{"ADDR=:65536", `ADDR: unknown port "65536": want 0 to 65535`},
 		{"ADDR=:http-or-so", `ADDR: unknown port "http-or-so": want 0 to 65535`},
 		{`ADDR=":8083"`, "ADDR: quotes around the value: want none; docker run --env-file"},
-		{"REDIS_KEY='a'", "REDIS_KEY: quotes around the value"},
 		{`REDIS_KEY="`, "REDIS_KEY: quotes around the value"},
 		{`REDIS_URL="redis://:secret@host"`, "REDIS_URL: quotes around the value"},
-		{`REDIS_TIMEOUT="1s"`, "REDIS_TIMEOUT: quotes around the value"},
-		{"SHUTDOWN_DELAY=' 1s'", "SHUTDOWN_DELAY: quotes around the value"},
 		{"REDIS_TIMEOUT=1", `REDIS_TIMEOUT: "1": want a number with a unit, such as 500ms or 5s, and at least 20ms`},
 		{"REDIS_TIMEOUT=19ms", `REDIS_TIMEOUT: "19ms": want a number with a unit, such as 500ms or 5s, and at least 20ms`},
 		{"SHUTDOWN_DELAY=soon", `SHUTDOWN_DELAY: "soon": want a number with a unit, such as 500ms or 5s, and at least 0s`},
@@ -451,7 +445,6 @@ func TestWrongSettings(t *testing.T) {
 		{"REDIS_URL=http://localhost", `REDIS_URL: unknown scheme "http": want redis or rediss`},
 		{"REDIS_URL=ann:secret://localhost", "REDIS_URL: malformed URL"},
 		{"REDIS_URL=redis://", "REDIS_URL: missing host"},
-		{"REDIS_URL=redis://:6379", "REDIS_URL: missing host"},
 		{"REDIS_URL=redis://host:0", "REDIS_URL: invalid port"},
 		{"REDIS_URL=redis://ann:65536", "REDIS_URL: invalid port"},
 		{"REDIS_URL=redis://host:", "REDIS_URL: invalid port"},
@@ -459,13 +452,11 @@ func TestWrongSettings(t *testing.T) {
 		{"REDIS_URL=redis://host/x", "REDIS_URL: invalid database"},
 		{"REDIS_URL=redis://host/-1", "REDIS_URL: invalid database"},
 		{"REDIS_URL=redis://ann@host", "REDIS_URL: user without a password"},
-		{"REDIS_URL=redis://ann:secret@host/x", "REDIS_URL: invalid database"},
 		{"REDIS_URL=redis://ann:1/secret@host", "REDIS_URL: invalid database"},
 		{"REDIS_URL=redis://ann:secret@host:port", "REDIS_URL: malformed URL"},
 		{"REDIS_URL=redis://:%zzsecret@host", "REDIS_URL: malformed URL"},
 		{"REDIS_URL=redis://:12#secret@host", "REDIS_URL: query or fragment"},
 		{"REDIS_URL=redis://host?password=secret", "REDIS_URL: query or fragment"},
-		{"REDIS_URL=redis://:secret", "REDIS_URL: malformed URL"},
 		{"REDIS_URL=secret:a@host", "REDIS_URL: malformed URL"},
 	} {
 		setenv(t, tt.setting)
@@ -497,57 +488,31 @@ func TestSettings(t *testing.T) {
 	}
 }
 
-// A start that is refused ends with one line and a status.
-func TestRefusedStarts(t *testing.T) {
-	t.Parallel()
-	taken, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer taken.Close()
-	for _, tt := range []struct {
-		env    string
-		args   []string
-		status int
-		says   string
-	}{
-		{env: "REDIS_KEY='a'", status: 2, says: "requestcount: REDIS_KEY: quotes around the value"},
-		{env: "ADDR=" + taken.Addr().String(), status: 1, says: "address already in use"},
-		{args: []string{"healthcheck", "now"}, status: 2, says: `requestcount: unknown arguments "healthcheck now"`},
-	} {
-		cmd := command(t, []string{tt.env}, tt.args...)
-		out, _ := cmd.CombinedOutput()
-		if status := cmd.ProcessState.ExitCode(); status != tt.status || !strings.Contains(string(out), tt.says) || strings.Count(string(out), "\n") != 1 {
-			t.Errorf("got status %d, %q; want %d, one line with %q", status, out, tt.status, tt.says)
-		}
-	}
-}
-
-func TestUsageAndVersion(t *testing.T) {
-	t.Parallel()
-	for arg, want := range map[string]string{"-h": usage, "-version": version + "\n"} {
-		if out, err := command(t, nil, arg).Output(); err != nil || string(out) != want {
-			t.Errorf("%s: got %v, %q; want %q", arg, err, out, want)
-		}
-	}
-}
-
-func TestHealthcheck(t *testing.T) {
+// What a command that ends by itself says, and its status. A failure is one line.
+func TestCommands(t *testing.T) {
 	t.Parallel()
 	ready, notReady := startProcess(t), startProcess(t, "REDIS_URL=redis://127.0.0.1:1")
 	for _, tt := range []struct {
-		addr   string
-		status int
-		says   string
+		env, args string
+		status    int
+		says      string // at its beginning
 	}{
-		{ready.addr, 0, ""},
-		{notReady.addr, 1, "requestcount: not ready: "},
-		{"127.0.0.1:1", 1, "requestcount: dial tcp 127.0.0.1:1: "},
+		{"", "-h", 0, usage},
+		{"", "-version", 0, "dev\n"},
+		{"", "healthcheck now", 2, `requestcount: unknown arguments "healthcheck now"`},
+		{"REDIS_KEY='a'", "", 2, "requestcount: REDIS_KEY: quotes around the value"},
+		{"ADDR=" + ready.addr, "", 1, "requestcount: listen tcp " + ready.addr + ": bind: address already in use"},
+		{"ADDR=" + ready.addr, "healthcheck", 0, ""},
+		{"ADDR=" + notReady.addr, "healthcheck", 1, "requestcount: not ready: "},
+		{"ADDR=127.0.0.1:1", "healthcheck", 1, "requestcount: dial tcp 127.0.0.1:1: "},
 	} {
-		check := command(t, []string{"ADDR=" + tt.addr}, "healthcheck")
-		out, _ := check.CombinedOutput()
-		if status := check.ProcessState.ExitCode(); status != tt.status || !strings.HasPrefix(string(out), tt.says) {
-			t.Errorf("got status %d, %q; want %d, %q", status, out, tt.status, tt.says)
+		cmd := command(t, []string{tt.env}, strings.Fields(tt.args)...)
+		out, _ := cmd.CombinedOutput()
+		if status := cmd.ProcessState.ExitCode(); status != tt.status || !strings.HasPrefix(string(out), tt.says) {
+			t.Errorf("%s %s: got status %d, %q; want %d, %q", tt.env, tt.args, status, out, tt.status, tt.says)
+		}
+		if lines := strings.Count(string(out), "\n"); tt.status != 0 && lines != 1 {
+			t.Errorf("%s %s: got %d lines, want 1", tt.env, tt.args, lines)
 		}
 	}
 }
@@ -569,7 +534,8 @@ func TestTerminateUnderLoad(t *testing.T) {
 				}
 				var instance string
 				var number, total int64
-				if _, scanErr := fmt.Sscanf(body, strings.Replace(withTotal, ".", "", 1), &instance, &number, &total); err != nil || scanErr != nil {
+				_, scanErr := fmt.Sscanf(body, strings.Replace(withTotal, ".", "", 1), &instance, &number, &total)
+				if err != nil || scanErr != nil {
 					t.Errorf("got %q, %v, %v", body, err, scanErr)
 					return
 				}
@@ -582,10 +548,6 @@ func TestTerminateUnderLoad(t *testing.T) {
 	p.awaitReady(t)
 	time.Sleep(100 * time.Millisecond)
 	p.Process.Signal(syscall.SIGTERM)
-	for ready := true; ready; {
-		resp, _, err := get("GET", p.url+"/readyz")
-		ready = err == nil && resp.StatusCode == http.StatusOK
-	}
 	wg.Wait()
 	status, log := p.wait()
 	if status != 0 || !strings.Contains(log, "msg=stop handled="+strconv.Itoa(len(numbers))+"\n") {
@@ -830,12 +792,12 @@ func TestRedisFails(t *testing.T) {
 	}
 }
 
-// A cluster is some instances in a bubble that share a Redis, and how each of them crashes.
+// A cluster is some instances in a bubble that share a Redis, and how each of them crashes: it stops at once.
 type cluster struct {
 	*testing.T
 	*network
 	counters []*counter
-	crash    []func()
+	stop     []func()
 	latest   int64 // number that was told
 }
 
@@ -851,7 +813,7 @@ func newCluster(t *testing.T, n *network, instances int) *cluster {
 func (c *cluster) start(redis *redisServer) int {
 	i := len(c.counters)
 	c.counters = append(c.counters, newCounter(fmt.Sprint("host:", i), c.key, redis))
-	c.crash = append(c.crash, start(c.T, c.counters[i]))
+	c.stop = append(c.stop, start(c.T, c.counters[i]))
 	return i
 }
 
@@ -888,8 +850,8 @@ func TestThroughALoss(t *testing.T) {
 			{"one is asked that starts just then", 0, 0, func() { n.forget(); c.start(n.server(t)) }, 4},
 			{"it starts just before", 0, 0, func() { c.start(n.server(t)); n.forget() }, 5},
 			{"again within the wait", 0, 0, func() { n.forget(); time.Sleep(time.Second); n.forget() }, 1},
-			{"an instance has crashed", 2, lookInterval + time.Millisecond, func() { c.crash[2](); n.forget() }, 0},
-			{"an instance has ended", 3, 0, func() { c.crash[3](); c.counters[3].end(t.Context()); n.forget() }, 1},
+			{"an instance has crashed", 2, lookInterval + time.Millisecond, func() { c.stop[2](); n.forget() }, 0},
+			{"an instance has ended", 3, 0, func() { c.stop[3](); c.counters[3].end(t.Context()); n.forget() }, 1},
 			{"the same again", -1, 0, n.forget, 0},
 			{"an epoch without a name", 0, 0, set("epoch", ""), 1},
 			{"an epoch that nobody knows", 0, 0, set("epoch", "x"), 1},
@@ -956,7 +918,7 @@ func TestLossDuringALook(t *testing.T) {
 				c.ask("before", i)
 			}
 			time.Sleep(lookInterval)
-			c.crash[0]() // only one opens an epoch
+			c.stop[0]() // only one opens an epoch
 			c.ask("before", i)
 			armed.Store(true)
 			time.Sleep(6 * time.Second)
@@ -1114,9 +1076,9 @@ func TestSlowOnceItIsBack(t *testing.T) {
 	})
 }
 
-// Redis may come back empty at another address after most of REDIS_TIMEOUT, while an instance has
-// just connected to the old one, which is silent.
-func TestBackElsewhere(t *testing.T) {
+// Redis comes back empty after most of REDIS_TIMEOUT, while an instance waits on a connection that is
+// silent, as it leads to where Redis was.
+func TestSilentThenEmpty(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t)
 	for after := 3 * time.Second; after < 9*time.Second; after += 200 * time.Millisecond {

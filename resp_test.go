@@ -282,7 +282,6 @@ func (s *scripted) answer(cmd []string) string {
 // What comes of a command, how long it takes, and how often Redis is dialed. An error says which
 // address was tried and what the cause was, and never the password.
 func TestTry(t *testing.T) {
-	const half = 500 * time.Millisecond
 	const password = "redis://:secret@fake"
 	many := func(answer string, n int) []string { return slices.Repeat([]string{answer}, n) }
 	for _, tt := range []struct {
@@ -302,19 +301,15 @@ func TestTry(t *testing.T) {
 		{name: "kept, closed", kept: true, answers: many(closed, 1), dialed: 1},
 		{name: "kept, dead in silence", kept: true, answers: many(silent, 1), took: minSilence, dialed: 1},
 		{name: "kept, dead in silence, then another", kept: true, answers: many(silent, 2), took: 2*minSilence + minPause, dialed: 2},
-		{name: "the same, with more time", timeout: 10 * time.Second, kept: true, answers: many(silent, 2), took: 2*minSilence + minPause, dialed: 2},
 		{name: "one of them, with less time", timeout: 300 * time.Millisecond, kept: true, answers: many(silent, 1), took: 150 * time.Millisecond, dialed: 1},
 		{name: "an error reply", answers: many("-LOADING\r\n", 1), took: minPause, dialed: 2},
-		{name: "an empty error reply", answers: many("-\r\n", 1), took: minPause, dialed: 2},
 		{name: "a malformed reply", answers: many(":12a\r\n", 1), took: minPause, dialed: 2},
 		{name: "an error reply to AUTH", url: password, answers: []string{"-WRONGPASS\r\n", "+OK\r\n"}, took: minPause, dialed: 2},
-		{name: "a host that is silent", dials: many(silent, 1), took: half + minPause, dialed: 2},
-		{name: "the same, with more time", timeout: 5 * time.Second, dials: many(silent, 1), took: dialTimeout + minPause, dialed: 2},
+		{name: "a host that is silent", timeout: 5 * time.Second, dials: many(silent, 1), took: dialTimeout + minPause, dialed: 2},
 		{name: "refused for 950 ms", dials: many(closed, 12), took: 950 * time.Millisecond, dialed: 13},
 		{name: "an unknown script", answers: many("-NOSCRIPT No matching script.\r\n", 1), dialed: 1},
 		{name: "MOVED", answers: many("-MOVED 866 node:1\r\n", 1), dialed: 2},
 		{name: "MOVED to nobody", dials: []string{"+OK\r\n", closed}, answers: many("-MOVED 866 node:1\r\n", 1), took: minPause, dialed: 3},
-		{name: "MOVED to nonsense", dials: []string{"+OK\r\n", closed}, answers: many("-MOVED 866 nonsense\r\n", 1), took: minPause, dialed: 3},
 		{name: "another epoch", answers: many("-"+string(errLost)+"\r\n", 1), dialed: 1, err: string(errLost)},
 		{name: "refused for good", dials: many(closed, 20), took: 1050 * time.Millisecond, dialed: 14,
 			err: "fake:6379: connection refused"},
@@ -391,6 +386,7 @@ func TestMovedAddr(t *testing.T) {
 		"MOVED 3999 [fd00::2]:6379":    "[fd00::2]:6379",
 		"MOVED 3999 :6380":             "asked:6380",
 		"MOVED 3999 ?:6379":            "asked:6379",
+		"MOVED 3999 nonsense":          "asked:nonsense",
 	} {
 		if got := movedAddr(text, "asked:1"); got != want {
 			t.Errorf("%s: got %s, want %s", text, got, want)

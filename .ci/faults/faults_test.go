@@ -80,6 +80,7 @@ func (f *fleet) replace(i int) { f.start(i, "127.0.0.1:"+freePort()) }
 func (f *fleet) kill(p *process) {
 	p.kill()
 	f.killed++
+	f.processes = slices.DeleteFunc(f.processes, func(other *process) bool { return other == p })
 }
 
 // terminate asks all instances to stop.
@@ -176,10 +177,8 @@ func (f *fleet) total(when string, answered, more int) (grown int) {
 type scenario struct {
 	name      string
 	timeout   string         // REDIS_TIMEOUT
-	within    time.Duration  // the longest that an answer may take; 0 for any
 	instances int            // 3 unless set
 	people    bool           // two clients, at the speed of people, in place of four each
-	pause     time.Duration  // of each client; 4 ms, or 200 ms for people, unless set
 	entries   int            // in the ledger before the instances start
 	proxied   bool           // a proxy is between
 	prepare   func(f *fleet) // before the instances start; nil for one plain Redis
@@ -236,11 +235,6 @@ var scenarios = []scenario{
 			f.redis.restart(100 * time.Millisecond)
 			time.Sleep(100 * time.Millisecond)
 		})},
-	{name: "Redis killed and restarted empty after the timeout",
-		timeout: "300ms", fails: true,
-		fault: func(f *fleet) {
-			f.redis.restart(time.Second)
-		}},
 	{name: "Redis refusing connections for 0.9 of the timeout", timeout: "5s",
 		fault: func(f *fleet) {
 			f.redis.restart(4 * time.Second) // and up to half a second to start
@@ -257,12 +251,6 @@ var scenarios = []scenario{
 	{name: "Redis stopped for more than the timeout", timeout: "300ms", fails: true,
 		fault: func(f *fleet) {
 			f.redis.suspend(time.Second)
-		}},
-	{name: "FLUSHALL under thousands of requests a second",
-		timeout: "5s", pause: 2 * time.Millisecond,
-		fault: func(f *fleet) {
-			time.Sleep(2 * learned)
-			f.redis.do("FLUSHALL")
 		}},
 	{name: "FLUSHALL with 50,000 entries and five instances",
 		timeout: "5s", instances: 5, entries: 50_000,
@@ -302,12 +290,6 @@ var scenarios = []scenario{
 		f.redis.do("CLIENT KILL USER default")
 		time.Sleep(20 * time.Millisecond)
 	})},
-	{name: "some of the connections dead in silence",
-		timeout: "2s", within: time.Second, proxied: true,
-		fault: func(f *fleet) {
-			f.proxy.setSome(5, vanish)
-			time.Sleep(2 * time.Second)
-		}},
 	{name: "everything dead in silence for 0.9 of the timeout", timeout: "4s", proxied: true,
 		fault: func(f *fleet) {
 			f.proxy.set(vanish)
@@ -315,31 +297,14 @@ var scenarios = []scenario{
 			f.proxy.setComing(none)
 			time.Sleep(2500 * time.Millisecond)
 		}},
-	{name: "commands delivered after they were given up",
-		timeout: "300ms", proxied: true, fails: true,
-		fault: func(f *fleet) {
-			f.proxy.set(hold)
-			time.Sleep(time.Second)
-			f.proxy.set(none)
-		}},
 	{name: "commands delivered after they were given up and their instances have ended",
 		timeout: "1s", proxied: true, stops: true,
 		fault: func(f *fleet) {
-			f.proxy.setSome(all, hold)
+			f.proxy.setOpen(hold)
 			time.Sleep(1200 * time.Millisecond) // in which they are sent again, on new connections
 			f.stop(f.instances[0], f.instances[1])
-			f.proxy.setSome(all, none)
+			f.proxy.setOpen(none)
 		}},
-	{name: "a total below zero, and an odd error in place of a reply, twenty times",
-		timeout: "1s", proxied: true,
-		prepare: func(f *fleet) {
-			f.useRedis(startServer(f.t))
-			f.redis.do("HSET requestcount total -100000")
-			f.base = -100_000
-		}, fault: times(20, func(f *fleet) {
-			f.proxy.setSome(1, odd)
-			time.Sleep(50 * time.Millisecond)
-		})},
 	{name: "Redis full of clients for less than the timeout", timeout: "2s", fault: func(f *fleet) {
 		f.redis.do("CONFIG SET maxclients 1")
 		f.redis.do("CLIENT KILL USER default")
@@ -361,18 +326,6 @@ var scenarios = []scenario{
 			time.Sleep(2 * time.Second)
 			f.instances[0].Process.Signal(syscall.SIGCONT)
 		}},
-	{name: "instance killed and restarted, same host and port", timeout: "5s", stops: true,
-		fault: func(f *fleet) {
-			f.kill(f.instances[0])
-			time.Sleep(100 * time.Millisecond)
-			f.start(0, f.instances[0].addr)
-		}},
-	{name: "instance killed, then Redis restarted empty", timeout: "5s", stops: true,
-		fault: func(f *fleet) {
-			f.kill(f.instances[0])
-			time.Sleep(learned)
-			f.redis.restart(100 * time.Millisecond)
-		}},
 	{name: "rollout, then Redis restarted empty", timeout: "5s", stops: true,
 		fault: func(f *fleet) {
 			for i := range f.instances {
@@ -380,22 +333,6 @@ var scenarios = []scenario{
 				f.replace(i)
 			}
 			f.redis.restart(100 * time.Millisecond)
-		}},
-	{name: "scale-down one by one, each time with Redis restarted empty",
-		timeout: "5s", stops: true,
-		fault: func(f *fleet) {
-			for i := range len(f.instances) - 1 {
-				f.stop(f.instances[i])
-				f.redis.restart(100 * time.Millisecond)
-			}
-		}},
-	{name: "Redis restarted empty as two instances end", timeout: "5s", stops: true,
-		fault: func(f *fleet) {
-			f.instances[0].terminate()
-			f.instances[1].terminate()
-			time.Sleep(300 * time.Millisecond) // they have told Redis, and wait
-			f.redis.restart(100 * time.Millisecond)
-			f.stop(f.instances[:2]...)
 		}},
 	{name: "SIGTERM while Redis is away for longer than the timeout",
 		timeout: "300ms", fails: true, stops: true,
@@ -421,8 +358,6 @@ func (f *fleet) lose() {
 // upTo sleeps for a time at random.
 func upTo(d time.Duration) { time.Sleep(rand.N(d)) }
 
-const all = 1 << 10 // connections, and more than there are
-
 // times returns a fault that happens n times.
 func times(n int, once func(f *fleet)) func(f *fleet) {
 	return func(f *fleet) {
@@ -435,7 +370,6 @@ func times(n int, once func(f *fleet)) func(f *fleet) {
 // Whatever is done to real servers and instances under load, the total ends up as the number of
 // requests answered, no number is told twice, and none is lower than one told before.
 func TestRealServers(t *testing.T) {
-	needRedis(t)
 	for _, tt := range scenarios {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -463,7 +397,7 @@ func TestRealServers(t *testing.T) {
 
 // suffer loads the instances while the fault happens, and a little before and after.
 func (f *fleet) suffer(tt scenario) {
-	pause := cmp.Or(tt.pause, 4*time.Millisecond)
+	pause := 4 * time.Millisecond
 	f.clients = clientsEach * len(f.instances)
 	if tt.people {
 		f.clients, pause = 2, 200*time.Millisecond
@@ -492,9 +426,6 @@ func (f *fleet) check(tt scenario) {
 		slowest = max(slowest, a.end-a.start)
 	}
 	f.t.Logf("slowest answer: %v; %d requests without an answer", slowest, f.failed)
-	if tt.within > 0 && slowest > tt.within {
-		f.t.Errorf("the slowest answer: got %v, want %v at the most", slowest, tt.within)
-	}
 	if (unavailable > 0) != tt.fails {
 		f.t.Errorf("503s: got %d, want some: %t", unavailable, tt.fails)
 	}
@@ -506,9 +437,7 @@ func (f *fleet) check(tt scenario) {
 	bad := wrong(total, func(a answer) int64 { return a.Total })
 	report(tt.name, len(f.answers), unavailable, grown, len(bad))
 	f.checkWrong(bad)
-	if f.killed == 0 {
-		f.checkInstances()
-	}
+	f.checkInstances()
 	f.total("after all instances have ended", len(f.answers), given)
 	if f.t.Failed() {
 		for _, p := range f.processes {

@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -33,7 +32,10 @@ var program = os.Getenv("PROGRAM")
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) // nohup(1) would have programs ignore it
+	if _, err := exec.LookPath(redisServer); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	go startCommands()
 	if program == "" {
 		dir, err := os.MkdirTemp("", "faults")
@@ -121,10 +123,10 @@ func listens(addr string) error {
 // A process is a running instance of the program.
 type process struct {
 	*exec.Cmd
-	addr, url string
-	signaled  sync.Once
-	stderr    bytes.Buffer  // complete once it has exited
-	exited    chan struct{} // closed then
+	addr, url  string
+	terminated sync.Once
+	stderr     bytes.Buffer  // complete once it has exited
+	exited     chan struct{} // closed then
 }
 
 // startProcess starts an instance at a free port of loopback, with the
@@ -177,10 +179,8 @@ func (p *process) runs() bool {
 }
 
 // terminate asks the instance to stop, once: a signal a second later would end it at once.
-func (p *process) terminate() { p.signal(syscall.SIGTERM) }
-
-func (p *process) signal(s syscall.Signal) {
-	p.signaled.Do(func() { p.Process.Signal(s) })
+func (p *process) terminate() {
+	p.terminated.Do(func() { p.Process.Signal(syscall.SIGTERM) })
 }
 
 // stop ends the instance as a scale-down does, and returns its exit status and what it logged.

@@ -33,14 +33,6 @@ const password = "right" // of the default user
 // redisServer is the program that plays Redis; it may be one as old as 6.0.
 var redisServer = cmp.Or(os.Getenv("REDIS_SERVER"), "redis-server")
 
-// needRedis skips the test where there is no redis-server.
-func needRedis(t testing.TB) {
-	t.Helper()
-	if _, err := exec.LookPath(redisServer); err != nil {
-		t.Skipf("skipped: no redis-server: %v", err)
-	}
-}
-
 // A server is a redis-server process on loopback. Its default user has what
 // acl gives; the user admin, with the password admin, has everything.
 type server struct {
@@ -198,7 +190,6 @@ const (
 	refuse       // it is reset
 	vanish       // nothing passes in either direction
 	hold         // nothing passes until the fault ends; then all does, late
-	odd          // the next reply is replaced by an error, once
 )
 
 // A proxy passes bytes between clients and Redis, and has faults to order.
@@ -241,10 +232,8 @@ func newProxy(t testing.TB, target string) *proxy {
 
 // set orders a fault for all connections, also those to come.
 func (p *proxy) set(f fault) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.fault = f
-	p.setOpen(len(p.links), f)
+	p.setComing(f)
+	p.setOpen(f)
 }
 
 // setComing orders a fault for connections to come, and for none that is open.
@@ -254,18 +243,11 @@ func (p *proxy) setComing(f fault) {
 	p.fault = f
 }
 
-// setSome orders a fault for up to n of the connections that are open, and for none to come.
-func (p *proxy) setSome(n int, f fault) {
+// setOpen orders a fault for the connections that are open, and for none to come.
+func (p *proxy) setOpen(f fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.setOpen(n, f)
-}
-
-func (p *proxy) setOpen(n int, f fault) {
 	for l := range p.links {
-		if n--; n < 0 {
-			break
-		}
 		l.fault = f
 		if f == refuse {
 			l.reset()
@@ -282,9 +264,9 @@ func (l *link) reset() {
 // redirect hands the address over to another server.
 func (p *proxy) redirect(target string) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.target = target
-	p.setOpen(len(p.links), refuse)
+	p.mu.Unlock()
+	p.setOpen(refuse)
 }
 
 func (p *proxy) serve(down *net.TCPConn) {
@@ -297,8 +279,8 @@ func (p *proxy) serve(down *net.TCPConn) {
 	p.mu.Unlock()
 	if up, err := net.Dial("tcp", target); err == nil {
 		var wg sync.WaitGroup
-		wg.Go(func() { p.copy(up, down, l, false) })
-		wg.Go(func() { p.copy(down, up, l, true) })
+		wg.Go(func() { p.copy(up, down, l) })
+		wg.Go(func() { p.copy(down, up, l) })
 		wg.Wait()
 	}
 	p.mu.Lock()
@@ -308,23 +290,19 @@ func (p *proxy) serve(down *net.TCPConn) {
 }
 
 // copy passes what comes from one side of a link to the other, unless it is to suffer a fault.
-func (p *proxy) copy(to, from net.Conn, l *link, replies bool) {
+func (p *proxy) copy(to, from net.Conn, l *link) {
 	defer to.Close()
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := from.Read(buf)
-		passed := buf[:n]
 		p.mu.Lock()
 		for l.fault == hold {
 			p.moved.Wait()
 		}
 		f := l.fault
-		if f == odd && replies {
-			passed, l.fault = []byte("-ERR an odd error\r\n"), none
-		}
 		p.mu.Unlock()
 		if n > 0 && f != vanish {
-			to.Write(passed)
+			to.Write(buf[:n])
 		}
 		if err != nil {
 			return
