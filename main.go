@@ -266,8 +266,8 @@ func (h *handler) count(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, withTotal, h.instance, n, total)
 }
 
-// readyz answers 200 once this instance could count, even while Redis is down: all instances share
-// that Redis, so no other one could do better.
+// readyz answers 200 from the first epoch on, also while Redis is down: all instances share that
+// Redis, so no other one could do better.
 func (h *handler) readyz(w http.ResponseWriter, r *http.Request) {
 	notReady := h.counter.current().notReady
 	if h.stopping.Load() {
@@ -332,8 +332,8 @@ func healthcheck(_ context.Context, cfg config) error {
 //
 // Redis holds a ledger. Each connection that has counted has an entry there, which says how far.
 // Four things are always true of it:
-//   - The total is the sum of all counts, and until a loss what somebody has set by hand.
-//   - A count only rises. So it can be told again, late or twice: of two the higher one is right.
+//   - The total is the sum of all counts, and what somebody has set by hand since the last loss.
+//   - A count only rises, so of two the higher one is right. It can be told again, late or twice.
 //   - An entry holds the total that it reached by its count, so a command that is sent again has
 //     the same answer.
 //   - Only who holds a connection counts in its entry. Others restore what it has counted.
@@ -342,7 +342,8 @@ func healthcheck(_ context.Context, cfg config) error {
 // until Redis loses data. Then four things happen:
 //   - The next one begins: the first run of the script, whoever sends it, gives it its name.
 //   - Each instance follows: it does not count, and at each look restores what Redis lacks.
-//   - It enters, that is counts again, six looks later. By then all have restored what they knew.
+//   - It enters, that is counts again, six looks later, or six after others have last added
+//     entries. By then all have restored what they knew.
 //   - Whoever enters marks it as open. Instances that have counted in no epoch yet then enter, too.
 type counter struct {
 	redis *redisServer // nil for a cluster of one
@@ -352,26 +353,26 @@ type counter struct {
 
 	// Only the goroutine that looks uses these.
 	lookConn  *conn     // has no entry
-	last      ledger    // as the last exchange read it, and the entries that it restored
-	exchanged time.Time // when that exchange began
+	last      ledger    // what the last exchange read, and the entries that it restored
+	exchanged time.Time // when that began
 	exchanges int       // since its epoch was first seen, or others last added entries to it
 	failing   bool      // the last exchange failed, and the log says so
 	isDown    bool      // the log says that Redis is down
-	told      time.Time // when a look last ended that had untold entries
+	told      time.Time // when a look last told Redis something new
 
 	mu      sync.Mutex       // guards the rest
 	n       int64            // requests counted
 	pending *batch           // takes the requests that arrive now
 	entries map[string]entry // the copy
-	untold  bool             // own entries changed, or a look failed, since the last look began
+	untold  bool             // the next look has something new to tell
 	epoch   string           // in which this instance counts; empty before its first; set by look
 	total   int64            // of the cluster, the highest seen in that epoch
 	down    error            // why Redis is taken to be down; nil if it is up
 	downAt  time.Time        // when Redis went down
 }
 
-// A batch is the requests that share one command to Redis. The first of them sends it. They get the
-// highest of the numbers that it adds: it may add those of earlier ones, which were answered 503.
+// A batch is the requests that share one command to Redis, which the first of them sends. The
+// command may add earlier requests, too, that were answered 503: these have its lower numbers.
 type batch struct {
 	size int64 // grows, under counter.mu, while the batch is pending; fixed once it is sealed
 
@@ -443,7 +444,7 @@ func (c *counter) send(b *batch) {
 	b.n = c.n
 	count := c.entries[cn.id].count + b.size
 	b.total, b.err = c.raise(cn, count, giveUp)
-	// Not earlier: a look might restore the count first, and nobody would know what it reached.
+	// Only now: a look might restore the count before, and nobody would know what it reached.
 	c.entries[cn.id] = entry{count, b.total}
 	c.untold = true
 	c.mu.Unlock()
@@ -504,7 +505,7 @@ func (c *counter) fail(err error) {
 }
 
 // enter makes epoch, under mu, the one in which this instance counts, with a total of total or
-// more. A look has seen Redis count, so it is up, unless it went down after that look began.
+// more. The look has succeeded, so Redis is up, unless it went down after the look began.
 func (c *counter) enter(lookBegan time.Time, epoch string, total int64) {
 	if epoch == c.epoch {
 		total = max(total, c.total)
@@ -516,7 +517,7 @@ func (c *counter) enter(lookBegan time.Time, epoch string, total int64) {
 }
 
 // log says whether Redis is down, where that has changed. Only look does so: requests do not wait
-// for a log that stands still.
+// for a log that blocks.
 func (c *counter) log() {
 	c.mu.Lock()
 	down, after := c.down, time.Since(c.downAt).Round(time.Millisecond)
@@ -545,7 +546,7 @@ func (c *counter) keep(ctx context.Context) {
 }
 
 // look tells Redis this instance's own entries. Where the total has changed it exchanges the whole
-// ledger, less often where that is long. Its error says that requests could not be counted either.
+// ledger, less often where that is long. It fails where a request could not be counted.
 func (c *counter) look() error {
 	c.log() // also of a failure that this look ends
 	total, err := c.restoreOwn()
@@ -577,7 +578,7 @@ func (c *counter) restoreOwn() (total int64, err error) {
 			own[id] = e
 		}
 	}
-	c.untold = false // own has all of it
+	c.untold = false // own has it
 	c.lookConn.hasty = c.down != nil
 	c.mu.Unlock()
 
@@ -650,16 +651,19 @@ func (c *counter) exchange() error {
 	}
 	c.mu.Unlock()
 
-	// While entries come, others are still restoring. The total does not show that: requests that
-	// are answered 503 raise it all the time.
-	othersRestore := there.open != there.epoch && len(there.entries) != len(c.last.entries)
-	c.exchanges++
-	if there.epoch != c.last.epoch || othersRestore {
+	switch {
+	case there.epoch != c.last.epoch:
 		c.exchanges = 0
+	case there.open != there.epoch && len(there.entries) != len(c.last.entries):
+		// Others are still restoring. The total does not show that, as requests that are answered
+		// 503 raise it, too. Once the epoch is open, new entries are of those that count.
+		c.exchanges = 0
+	default:
+		c.exchanges++
 	}
 	c.last = there
 	if err == nil && len(lacking) > 0 {
-		maps.Copy(there.entries, lacking) // these are not of others, at the next look
+		maps.Copy(there.entries, lacking) // so that the next exchange does not take them for others'
 		slog.Info("restored what Redis lacked", "redis", c.redis,
 			"requests", requests, "entries", len(lacking))
 	}

@@ -23,7 +23,7 @@ const (
 	maxString   = 1 << 20                // longest string accepted; one of an entry is below 1 KiB
 	dialTimeout = 500 * time.Millisecond // to connect: a host that is gone does not answer at all
 	minSilence  = 250 * time.Millisecond // until a connection is taken for dead
-	maxAttempt  = time.Second            // of a command, so that one more fits into an epochWait
+	maxAttempt  = time.Second            // of a command: one in vain leaves time to restore
 	minPause    = 10 * time.Millisecond  // first between two attempts; it doubles with each
 	maxPause    = 100 * time.Millisecond // longest
 	chunk       = 1000                   // entries in a command, so that Redis is not held up for long
@@ -275,14 +275,14 @@ type conn struct {
 	server *redisServer
 	key    string // of the ledger
 	id     string // of its entry there
-	hasty  bool   // Redis is known to be down: one attempt is enough, as another look follows
+	hasty  bool   // Redis is down: one attempt is enough, as another look follows
 
 	addr       string   // to dial, or dialed
 	nc         net.Conn // nil while there is none
 	r          *bufio.Reader
 	generation int64         // of the server when nc was dialed
 	took       time.Duration // until the last reply began, or the dial ended
-	began      time.Time     // when the command under way was tried first, or Redis went down
+	began      time.Time     // when the first try began, also of hasty ones that followed
 	deadline   time.Time     // when its present attempt must have ended
 }
 
@@ -294,7 +294,7 @@ func (c *conn) raise(epoch string, known, count int64) (total int64, err error) 
 }
 
 // restore gives Redis the counts that it lacks, and returns the total. It fails wherever counting
-// would, with errLost as raise does, and also without entries.
+// would, with errLost as raise does, even if there are no entries.
 func (c *conn) restore(epoch string, known int64, entries map[string]entry) (int64, error) {
 	var args []string
 	for id, e := range entries {
