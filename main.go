@@ -54,8 +54,8 @@ const (
 	checkTimeout  = time.Second            // for each of a healthcheck's two steps
 	connections   = 8                      // to Redis, for counting; more are no faster
 	lookInterval  = 250 * time.Millisecond // between two looks at Redis
-	epochLooks    = 6                      // at a new epoch before an instance counts in it
-	epochWait     = epochLooks * lookInterval
+	minExchanges  = 6                      // in a new epoch, one a look, until it is entered
+	epochWait     = minExchanges * lookInterval
 	retryInterval = 100 * time.Millisecond // between two tries of a request that waits for that
 	entryInterval = 500 * time.Microsecond // between two exchanges, for each entry of the ledger
 	maxInterval   = 3 * time.Second        // between two exchanges, however long it is
@@ -334,8 +334,8 @@ func healthcheck(_ context.Context, cfg config) error {
 // Four things are always true of it:
 //   - The total is the sum of all counts, and what somebody has set by hand since the last loss.
 //   - A count only rises, so of two the higher one is right. It can be told again, late or twice.
-//   - An entry holds the total that it reached by its count, so a command that is sent again has
-//     the same answer.
+//   - An entry holds the total that a command reached by raising it, so the same command has the
+//     same answer when it is sent again.
 //   - Only who holds a connection counts in its entry. Others restore what it has counted.
 //
 // Each instance keeps a copy of the entries. The ledger has an epoch, a random name, which lasts
@@ -344,7 +344,7 @@ func healthcheck(_ context.Context, cfg config) error {
 //   - Each instance follows: it does not count, and at each look restores what Redis lacks.
 //   - It enters, that is counts again, six looks later, or six after others have last added
 //     entries. By then all have restored what they knew.
-//   - Whoever enters marks it as open. Instances that have counted in no epoch yet then enter, too.
+//   - Whoever enters marks it as open. Instances that have just started enter an open one at once.
 type counter struct {
 	redis *redisServer // nil for a cluster of one
 	pool  chan *conn   // connections used before; whoever takes one out owns it until it is back
@@ -355,7 +355,7 @@ type counter struct {
 	lookConn  *conn     // has no entry
 	last      ledger    // what the last exchange read, and the entries that it restored
 	exchanged time.Time // when that began
-	exchanges int       // since its epoch was first seen, or others last added entries to it
+	exchanges int       // since last's epoch was first seen, or others last added entries to it
 	failing   bool      // the last exchange failed, and the log says so
 	isDown    bool      // the log says that Redis is down
 	told      time.Time // when a look last told Redis something new
@@ -428,7 +428,7 @@ func (c *counter) next() (instance, cluster int64, err error) {
 }
 
 // maxWait returns how long after a request has come its last try may begin: Redis may be away for
-// some time, then be empty, and lose its data again. The last try takes twice the timeout at most.
+// some time, then be empty, and lose its data again. That try takes twice the timeout at most.
 func maxWait(redisTimeout time.Duration) time.Duration { return 2*redisTimeout + 4*epochWait }
 
 // send waits for a connection; requests join b meanwhile. Then it seals b by having the next ones
@@ -443,8 +443,8 @@ func (c *counter) send(b *batch) {
 	c.n += b.size
 	b.n = c.n
 	count := c.entries[cn.id].count + b.size
-	b.total, b.err = c.raise(cn, count, giveUp)
-	// Only now: a look might restore the count before, and nobody would know what it reached.
+	b.total, b.err = c.raise(cn, count, giveUp) // which unlocks mu meanwhile
+	// Not before: a look might restore the count, and then nobody knows which total it reached.
 	c.entries[cn.id] = entry{count, b.total}
 	c.untold = true
 	c.mu.Unlock()
@@ -504,18 +504,6 @@ func (c *counter) fail(err error) {
 	c.down = err
 }
 
-// enter makes epoch, under mu, the one in which this instance counts, with a total of total or
-// more. The look has succeeded, so Redis is up, unless it went down after the look began.
-func (c *counter) enter(lookBegan time.Time, epoch string, total int64) {
-	if epoch == c.epoch {
-		total = max(total, c.total)
-	}
-	c.epoch, c.total = epoch, total
-	if !c.downAt.After(lookBegan) {
-		c.down = nil
-	}
-}
-
 // log says whether Redis is down, where that has changed. Only look does so: requests do not wait
 // for a log that blocks.
 func (c *counter) log() {
@@ -566,9 +554,9 @@ func (c *counter) look() error {
 	return nil
 }
 
-// restoreOwn restores this instance's own entries, and returns the total. It succeeds where Redis
+// restoreOwn restores this instance's own entries, and returns the total. Where that succeeds Redis
 // is up and has its data. Where the epoch is over it follows into the next one, and returns errLost
-// until this instance has entered that: Redis is not down then.
+// until this instance has entered that.
 func (c *counter) restoreOwn() (total int64, err error) {
 	began := time.Now()
 	c.mu.Lock()
@@ -588,18 +576,24 @@ func (c *counter) restoreOwn() (total int64, err error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case err == nil:
-		c.enter(began, epoch, total)
-		if untold {
-			c.told = time.Now()
+	if err != nil {
+		if !errors.Is(err, errLost) {
+			c.fail(err)
 		}
-		return total, nil
-	case !errors.Is(err, errLost):
-		c.fail(err)
+		c.untold = true
+		return 0, err
 	}
-	c.untold = true
-	return 0, err
+	if epoch != c.epoch { // entered
+		c.epoch, c.total = epoch, total
+	}
+	c.total = max(c.total, total)
+	if !c.downAt.After(began) { // else Redis went down meanwhile
+		c.down = nil
+	}
+	if untold {
+		c.told = time.Now()
+	}
+	return total, nil
 }
 
 // interval returns the time between two exchanges, longer where the ledger is long: Redis reads out
@@ -615,10 +609,10 @@ func (c *counter) follow() (epoch string, total int64, err error) {
 	if err := c.exchange(); err != nil {
 		return "", 0, err
 	}
-	// One that comes from another epoch waits even where this one is open: Redis may have gone back
-	// to what it held in an earlier one.
+	// All had restored what they knew when this one was opened. So one that starts need not wait.
+	// One that comes from another epoch waits: Redis may have gone back to an earlier one.
 	enterAtOnce := c.epoch == "" && c.last.open == c.last.epoch
-	if !enterAtOnce && c.exchanges < epochLooks {
+	if !enterAtOnce && c.exchanges < minExchanges {
 		return "", 0, errLost
 	}
 	return c.last.epoch, c.last.total, c.lookConn.markOpen(c.last.epoch)

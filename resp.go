@@ -23,7 +23,7 @@ const (
 	maxString   = 1 << 20                // longest string accepted; one of an entry is below 1 KiB
 	dialTimeout = 500 * time.Millisecond // to connect: a host that is gone does not answer at all
 	minSilence  = 250 * time.Millisecond // until a connection is taken for dead
-	maxAttempt  = time.Second            // of a command: one in vain leaves time to restore
+	maxAttempt  = time.Second            // of a command: the others wait for epochWait only
 	minPause    = 10 * time.Millisecond  // first between two attempts; it doubles with each
 	maxPause    = 100 * time.Millisecond // longest
 	chunk       = 1000                   // entries in a command, so that Redis is not held up for long
@@ -195,9 +195,9 @@ func (s *redisServer) String() string {
 const errLost = redisError("LOST the ledger is of another epoch")
 
 // script raises entries of the ledger, each to a count, and the total by the differences. It
-// answers the total that an entry reached by that. Sent again, or late, it changes nothing and
-// answers the same, as the entry keeps what it reached. Without entries, or where they are
-// restored, it answers the total. Its arguments are:
+// answers the total that an entry reached by that. Sent again it changes nothing and answers the
+// same, as the entry keeps what it reached. Without entries, or where they are restored, it answers
+// the total. Its arguments are:
 //   - the epoch in which the sender counts, empty for none;
 //   - the total that the sender knows;
 //   - a random name, for the next epoch;
@@ -282,7 +282,7 @@ type conn struct {
 	r          *bufio.Reader
 	generation int64         // of the server when nc was dialed
 	took       time.Duration // until the last reply began, or the dial ended
-	began      time.Time     // when the first try began, also of hasty ones that followed
+	began      time.Time     // when the first try began; hasty ones go on from that
 	deadline   time.Time     // when its present attempt must have ended
 }
 
