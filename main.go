@@ -428,8 +428,11 @@ func (c *counter) next() (instance, cluster int64, err error) {
 }
 
 // maxWait returns how long after a request has come its last try may begin: Redis may be away for
-// some time, then be empty, and lose its data again. That try takes twice the timeout at most.
-func maxWait(redisTimeout time.Duration) time.Duration { return 2*redisTimeout + 4*epochWait }
+// some time, then be empty, and lose its data again. That try takes twice the timeout and maxPause
+// at the most.
+func maxWait(redisTimeout time.Duration) time.Duration {
+	return 2*redisTimeout + 4*epochWait - maxPause
+}
 
 // send waits for a connection; requests join b meanwhile. Then it seals b by having the next ones
 // join another batch, and has it counted.
@@ -539,8 +542,7 @@ func (c *counter) look() error {
 	c.log() // also of a failure that this look ends
 	total, err := c.restoreOwn()
 	c.log()
-	same := total == c.last.total && !c.failing
-	if err != nil || same || time.Since(c.exchanged) < c.interval() {
+	if err != nil || total == c.last.total || time.Since(c.exchanged) < c.interval() {
 		return err
 	}
 	err = c.exchange()
@@ -560,14 +562,8 @@ func (c *counter) look() error {
 func (c *counter) restoreOwn() (total int64, err error) {
 	began := time.Now()
 	c.mu.Lock()
-	epoch, known, own, untold := c.epoch, c.total, map[string]entry{}, c.untold
-	for _, id := range c.ids {
-		if e, ok := c.entries[id]; ok {
-			own[id] = e
-		}
-	}
+	epoch, known, own, untold := c.epoch, c.total, c.own(c.entries), c.untold
 	c.untold = false // own has it
-	c.lookConn.hasty = c.down != nil
 	c.mu.Unlock()
 
 	total, err = c.lookConn.restore(epoch, known, own)
@@ -594,6 +590,17 @@ func (c *counter) restoreOwn() (total int64, err error) {
 		c.told = time.Now()
 	}
 	return total, nil
+}
+
+// own returns those of entries that are this instance's.
+func (c *counter) own(entries map[string]entry) map[string]entry {
+	own := map[string]entry{}
+	for _, id := range c.ids {
+		if e, ok := entries[id]; ok {
+			own[id] = e
+		}
+	}
+	return own
 }
 
 // interval returns the time between two exchanges, longer where the ledger is long: Redis reads out
@@ -635,7 +642,10 @@ func (c *counter) exchange() error {
 			requests += more
 		}
 	}
-	_, err = c.lookConn.restore(there.epoch, there.total, lacking)
+	// Those that nobody else may know come first: in a long ledger the others take their time.
+	if _, err = c.lookConn.restore(there.epoch, there.total, c.own(lacking)); err == nil {
+		_, err = c.lookConn.restore(there.epoch, there.total, lacking)
+	}
 
 	c.mu.Lock()
 	for id, e := range there.entries {
@@ -652,7 +662,7 @@ func (c *counter) exchange() error {
 		// Others are still restoring. The total does not show that, as requests that are answered
 		// 503 raise it, too. Once the epoch is open, new entries are of those that count.
 		c.exchanges = 0
-	default:
+	case err == nil:
 		c.exchanges++
 	}
 	c.last = there
@@ -671,11 +681,11 @@ func (c *counter) end(ctx context.Context) {
 		return
 	}
 	for waiting := false; ; waiting = true {
+		began, wait := time.Now(), lookInterval
 		err := c.look() // again and again, as Redis may lose data while it waits
-		wait := lookInterval
 		if err == nil {
 			// The others read at the first look after their interval. One of their looks may fail.
-			left := time.Until(c.told.Add(c.interval() + 3*lookInterval))
+			left := c.told.Add(c.interval() + 3*lookInterval).Sub(began)
 			if left <= 0 {
 				return
 			}

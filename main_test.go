@@ -643,6 +643,11 @@ func TestLog(t *testing.T) {
 	if code != 0 || !slices.Equal(got, want) {
 		t.Errorf("got status %d, %q; want %q\n%s", code, got, want, log)
 	}
+	_, after, _ := strings.Cut(log, " after=")
+	after, _, _ = strings.Cut(after, "\n")
+	if away, err := time.ParseDuration(after); err != nil || away < 2*lookInterval+epochWait {
+		t.Errorf("Redis was away for %q, %v; want %v or more", after, err, 2*lookInterval+epochWait)
+	}
 	for _, part := range []string{" redis=" + addr, " go=go1.", " version=dev", ` cause="` + addr + ": ", " after=", " requests="} {
 		if !strings.Contains(log, part) || strings.Contains(log, "secret") {
 			t.Errorf("want %q, and no password, in the log:\n%s", part, log)
@@ -872,6 +877,9 @@ func TestThroughALoss(t *testing.T) {
 		}
 		_, sum := n.ledger(t)
 		time.Sleep(time.Second)
+		if got := c.counters[4].current().total; got != c.latest {
+			t.Errorf("one that is not asked knows of %d requests, want %d", got, c.latest)
+		}
 		c.latest = sum // until the next loss a number that was set by hand holds
 		n.forget()
 		c.ask("what was set by hand is gone", 0)
@@ -882,6 +890,92 @@ func TestThroughALoss(t *testing.T) {
 		time.Sleep(time.Second)
 		if got, _ := n.ledger(t); got.total < 2*sum {
 			t.Errorf("got the total %d; want entries that were removed to come back, on top of %d", got.total, sum)
+		}
+	})
+}
+
+// An instance waits for six looks and no more where nobody else restores anything, also beside one
+// that counts already in the new epoch.
+func TestWaitForAnEpoch(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	for instances := 1; instances <= 2; instances++ {
+		n.forget()
+		synctest.Test(t, func(t *testing.T) {
+			created := time.Now()
+			afterLook := func(d time.Duration) { // of the first one
+				time.Sleep(lookInterval + d - time.Since(created)%lookInterval)
+			}
+			c := newCluster(t, n, 0)
+			for i := range instances {
+				c.start(n.server(t))
+				c.ask("before", i)
+				afterLook(lookInterval * 3 / 4)
+			}
+			time.Sleep(time.Second) // the first one knows what the second has counted
+			afterLook(-time.Millisecond)
+			n.forget()
+			var others sync.WaitGroup
+			for range connections { // most have no entry yet
+				others.Go(func() { c.counters[0].next() })
+				time.Sleep(10 * time.Microsecond)
+			}
+			began := time.Now()
+			c.counters[instances-1].next()
+			most := epochWait + retryInterval + time.Duration(instances-1)*lookInterval
+			if got := time.Since(began); got > most {
+				t.Errorf("%d instances: got a wait of %v, want %v at the most", instances, got, most)
+			}
+			others.Wait()
+		})
+	}
+}
+
+// One that comes from another epoch waits even where the one of an older copy is open: there others
+// have still to restore what it lacks.
+func TestCopyOfAnEarlierEpoch(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	synctest.Test(t, func(t *testing.T) {
+		created := time.Now()
+		c := newCluster(t, n, 1)
+		time.Sleep(lookInterval / 2) // each look comes half an interval after one of the first instance
+		c.start(n.server(t))
+		c.ask("before", 0)
+		older, _ := readReply(replyReader(n.do([]string{"HGETALL", n.key})), '*')
+		n.forget()
+		c.ask("in the next epoch", 0)
+		time.Sleep(lookInterval - time.Since(created)%lookInterval - time.Millisecond)
+		c.ask("not yet read by the first", 1)
+		n.forget()
+		n.do(append([]string{"HSET", n.key}, older.list...))
+		c.ask("back to the copy", 0)
+	})
+}
+
+// The entries of a long ledger that nobody else may know are restored first.
+func TestOwnEntriesFirst(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	synctest.Test(t, func(t *testing.T) {
+		var read atomic.Bool
+		var first []string // command after the ledger was read
+		c := newCounter("host:1", n.key, fakeRedis(func(cmd []string) string {
+			if read.Swap(cmd[0] == "HGETALL") {
+				first = cmd
+			}
+			return n.answer(cmd)
+		}).server(t, "redis://fake"))
+		for i := range 3 * chunk {
+			c.entries[fmt.Sprint("host:2/", i)] = entry{1, 0}
+		}
+		start(t, c)
+		c.next()
+		n.forget()
+		time.Sleep(lookInterval)
+		synctest.Wait()
+		if own := "host:1/"; len(first) < 8 || !strings.HasPrefix(first[7], own) {
+			t.Errorf("restored first: got %.100q, want entries of %s", first, own)
 		}
 	})
 }
@@ -1044,6 +1138,36 @@ func TestFailureDuringALook(t *testing.T) {
 	})
 }
 
+// The first number after an outage is that of all requests, those that were answered 503, too.
+func TestFirstNumberAfterAnOutage(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	synctest.Test(t, func(t *testing.T) {
+		redis := n.server(t)
+		redis.timeout = 5 * time.Second
+		c := newCounter("host:1", n.key, redis)
+		start(t, c)
+		c.next()
+		n.set(closed)
+		var wg sync.WaitGroup
+		for range 3 { // on connections of their own
+			wg.Go(func() { c.next() })
+			time.Sleep(time.Millisecond)
+		}
+		wg.Wait()
+		time.AfterFunc(20*time.Second, func() { n.set(carried) })
+		asked, got, err := int64(4), int64(0), error(errLost)
+		for err != nil {
+			time.Sleep(10 * time.Millisecond)
+			asked++
+			_, got, err = c.next()
+		}
+		if got != asked {
+			t.Errorf("got %d after %d requests", got, asked)
+		}
+	})
+}
+
 // A Redis that was down is up again, however slow it is now.
 func TestSlowOnceItIsBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -1110,6 +1234,50 @@ func TestSilentThenEmpty(t *testing.T) {
 			away.Store(false)
 			if _, got, err := c.counters[0].next(); got != 6 || err != nil {
 				t.Errorf("back after %v: got %d, %v; want 6", after, got, err)
+			}
+		})
+	}
+}
+
+// Redis loses its data and then refuses writes for longer than the wait: nobody restores anything in
+// that time, so it does not count.
+func TestRefusesAfterALoss(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	for after := 10 * time.Second; after < 10*time.Second+maxPause; after += maxPause / 4 {
+		n.forget()
+		synctest.Test(t, func(t *testing.T) {
+			var refuses atomic.Bool
+			redis := fakeRedis(func(cmd []string) string {
+				writes := cmd[0] == "HSET" || cmd[0] == "EVALSHA" &&
+					strings.Contains(n.do([]string{"HGET", n.key, "epoch"}), cmd[4])
+				if refuses.Load() && writes {
+					return "-MISCONF no\r\n"
+				}
+				return n.answer(cmd)
+			}).server(t, "redis://fake")
+			created := time.Now()
+			c := newCluster(t, n, 0)
+			c.start(redis)
+			time.Sleep(lookInterval / 2)
+			c.start(redis)
+			c.ask("before", 0)
+			time.Sleep(time.Second)
+			time.Sleep(lookInterval - time.Since(created)%lookInterval - time.Millisecond)
+			c.ask("not yet read by the first", 1)
+			n.forget()
+			time.Sleep(2 * time.Millisecond) // the first has looked, and begun the next epoch
+			refuses.Store(true)
+			time.Sleep(after)
+			refuses.Store(false)
+			got, err := int64(0), error(errLost)
+			for err != nil {
+				time.Sleep(10 * time.Millisecond)
+				c.latest++
+				_, got, err = c.counters[0].next()
+			}
+			if got != c.latest {
+				t.Errorf("after %v: got %d, want %d", after, got, c.latest)
 			}
 		})
 	}
@@ -1221,7 +1389,7 @@ func TestEnd(t *testing.T) {
 			took: 2800*time.Millisecond + others, total: 4},
 		{name: "counted while Redis is away", asked: 3, idle: time.Second, fault: closed, lasts: 3 * time.Second, late: 2,
 			took: 2800*time.Millisecond + others, total: 5},
-		{name: "the ledger cannot be read", asked: 3, fault: unread, lasts: time.Hour, took: 1500 * time.Millisecond, total: 3},
+		{name: "the ledger cannot be read", asked: 3, fault: unread, lasts: time.Hour, took: 3500 * time.Millisecond, total: 3},
 		{name: "Redis is away for good", asked: 3, fault: closed, lasts: time.Hour, took: drainTimeout, total: 3},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -1261,6 +1429,32 @@ func TestEnd(t *testing.T) {
 			n.total(t, tt.total)
 		})
 	}
+}
+
+// Redis may lose its data after a look has told it all, and be away as that look reads the ledger.
+func TestEndsAsRedisRestarts(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	synctest.Test(t, func(t *testing.T) {
+		var armed atomic.Bool
+		c := newCluster(t, n, 1)
+		time.Sleep(lookInterval / 2)
+		c.start(fakeRedis(func(cmd []string) string {
+			if cmd[0] == "HGETALL" && armed.CompareAndSwap(true, false) {
+				n.forget()
+				n.set(closed)
+				time.AfterFunc(900*time.Millisecond, func() { n.set(carried) })
+			}
+			return n.answer(cmd)
+		}).server(t, "redis://fake"))
+		c.ask("before", 0)
+		time.Sleep(lookInterval)
+		c.ask("last", 1)
+		armed.Store(true)
+		c.stop[1]()
+		c.counters[1].end(t.Context())
+		c.ask("afterwards", 0)
+	})
 }
 
 // loseReply returns a Redis that carries out the next request to be counted once it is armed, runs

@@ -20,13 +20,13 @@ import (
 )
 
 const (
-	maxString   = 1 << 20                // longest string accepted; one of an entry is below 1 KiB
-	dialTimeout = 500 * time.Millisecond // to connect: a host that is gone does not answer at all
-	minSilence  = 250 * time.Millisecond // until a connection is taken for dead
-	maxAttempt  = time.Second            // of a command: the others wait for epochWait only
-	minPause    = 10 * time.Millisecond  // first between two attempts; it doubles with each
-	maxPause    = 100 * time.Millisecond // longest
-	chunk       = 1000                   // entries in a command, so that Redis is not held up for long
+	maxString  = 1 << 20                // longest string accepted; one of an entry is below 1 KiB
+	minSilence = 250 * time.Millisecond // until a connection is taken for dead, at first
+	maxSilence = 500 * time.Millisecond // longest, and to connect: a host that is gone says nothing
+	maxAttempt = time.Second            // of a command: the others wait for epochWait only
+	minPause   = 10 * time.Millisecond  // first between two attempts; it doubles with each
+	maxPause   = 100 * time.Millisecond // longest
+	chunk      = 1000                   // entries in a command, so that Redis is not held up for long
 )
 
 // encode returns a command as RESP has it, an array of bulk strings,
@@ -275,14 +275,13 @@ type conn struct {
 	server *redisServer
 	key    string // of the ledger
 	id     string // of its entry there
-	hasty  bool   // Redis is down: one attempt is enough, as another look follows
 
 	addr       string   // to dial, or dialed
 	nc         net.Conn // nil while there is none
 	r          *bufio.Reader
 	generation int64         // of the server when nc was dialed
 	took       time.Duration // until the last reply began, or the dial ended
-	began      time.Time     // when the first try began; hasty ones go on from that
+	began      time.Time     // when the command under way was tried first
 	deadline   time.Time     // when its present attempt must have ended
 }
 
@@ -352,9 +351,7 @@ func (c *conn) read() (ledger, error) {
 // and then over fresh ones. When the server's timeout is over it tries one last time. An error
 // names the address that was tried.
 func (c *conn) try(kind byte, args ...string) (got reply, err error) {
-	if !c.hasty {
-		c.began = time.Now()
-	}
+	c.began = time.Now()
 	if c.generation != c.server.generation.Load() {
 		c.close()
 	}
@@ -368,7 +365,7 @@ func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 		}
 	}
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
-		last := c.hasty || time.Since(c.began) >= c.server.timeout
+		last := time.Since(c.began) >= c.server.timeout
 		got, err = c.attempt(kind, args...)
 		if err == nil || errors.Is(err, errLost) {
 			return got, err
@@ -410,7 +407,7 @@ func (c *conn) attempt(kind byte, args ...string) (got reply, err error) {
 // longest of these:
 //   - minSilence;
 //   - twice what it last took: Redis may be far away;
-//   - half of the time for which the command has been tried: Redis may be slow.
+//   - half of the time for which the command has been tried, up to maxSilence: Redis may be slow.
 func (c *conn) roundTrip(kind byte, args ...string) (reply, error) {
 	began := time.Now()
 	if c.nc == nil {
@@ -418,7 +415,7 @@ func (c *conn) roundTrip(kind byte, args ...string) (reply, error) {
 			return reply{}, err
 		}
 	}
-	silence := max(minSilence, 2*c.took, began.Sub(c.began)/2)
+	silence := max(minSilence, 2*c.took, min(began.Sub(c.began)/2, maxSilence))
 	c.nc.SetDeadline(time.Now().Add(min(silence, time.Until(c.deadline))))
 	if _, err := c.nc.Write(encode(args...)); err != nil {
 		return reply{}, err
@@ -448,7 +445,7 @@ func movedAddr(reply, from string) string {
 func (c *conn) dial() error {
 	began := time.Now()
 	c.generation = c.server.generation.Load()
-	ctx, cancel := context.WithTimeout(context.Background(), min(dialTimeout, time.Until(c.deadline)))
+	ctx, cancel := context.WithTimeout(context.Background(), min(maxSilence, time.Until(c.deadline)))
 	defer cancel()
 	nc, err := c.server.connect(ctx, c.addr)
 	if err != nil {

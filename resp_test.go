@@ -289,7 +289,6 @@ func TestTry(t *testing.T) {
 		url     string        // redis://fake unless set
 		timeout time.Duration // 1 s unless set
 		kept    bool          // a connection is there from before
-		down    bool
 		dials   []string
 		answers []string
 		took    time.Duration
@@ -305,7 +304,7 @@ func TestTry(t *testing.T) {
 		{name: "an error reply", answers: many("-LOADING\r\n", 1), took: minPause, dialed: 2},
 		{name: "a malformed reply", answers: many(":12a\r\n", 1), took: minPause, dialed: 2},
 		{name: "an error reply to AUTH", url: password, answers: []string{"-WRONGPASS\r\n", "+OK\r\n"}, took: minPause, dialed: 2},
-		{name: "a host that is silent", timeout: 5 * time.Second, dials: many(silent, 1), took: dialTimeout + minPause, dialed: 2},
+		{name: "a host that is silent", timeout: 5 * time.Second, dials: many(silent, 1), took: maxSilence + minPause, dialed: 2},
 		{name: "refused for 950 ms", dials: many(closed, 12), took: 950 * time.Millisecond, dialed: 13},
 		{name: "an unknown script", answers: many("-NOSCRIPT No matching script.\r\n", 1), dialed: 1},
 		{name: "MOVED", answers: many("-MOVED 866 node:1\r\n", 1), dialed: 2},
@@ -315,18 +314,16 @@ func TestTry(t *testing.T) {
 			err: "fake:6379: connection refused"},
 		{name: "silent for good", answers: many(silent, 20), took: 1832500 * time.Microsecond, dialed: 5,
 			err: "fake:6379: read pipe: i/o timeout"},
-		{name: "down", down: true, dials: many(closed, 1), dialed: 1, err: "fake:6379: connection refused"},
-		{name: "down, kept", down: true, kept: true, answers: many(closed, 1), dialed: 1},
-		{name: "down, closed", down: true, answers: many(closed, 1), dialed: 1, err: "fake:6379: EOF"},
-		{name: "down, a word for a reply", down: true, answers: many("secret\r\n", 1), dialed: 1,
+		{name: "closed for good", answers: many(closed, 20), took: 1050 * time.Millisecond, dialed: 14, err: "fake:6379: EOF"},
+		{name: "a word for a reply, for good", answers: many("secret\r\n", 20), took: 1050 * time.Millisecond, dialed: 14,
 			err: "fake:6379: reply of kind 's': want ':'"},
-		{name: "down, an error after MOVED", down: true, answers: []string{"-MOVED 1 node:6380\r\n", "-ERR no\r\n"}, dialed: 2,
-			err: "node:6380: ERR no"},
-		{name: "down, no AUTH", down: true, url: password, dialed: 1,
-			answers: many("-ERR unknown command 'AUTH', with args beginning with: 'secret'\r\n", 1),
+		{name: "an error after MOVED, for good", answers: slices.Repeat([]string{"-MOVED 1 node:6380\r\n", "-ERR no\r\n"}, 20),
+			took: 1050 * time.Millisecond, dialed: 28, err: "node:6380: ERR no"},
+		{name: "no AUTH", url: password, took: 1050 * time.Millisecond, dialed: 14,
+			answers: many("-ERR unknown command 'AUTH', with args beginning with: 'secret'\r\n", 20),
 			err:     "fake:6379: AUTH: ERR unknown command 'AUTH'"},
-		{name: "down, an echo of AUTH", down: true, url: password, dialed: 1,
-			answers: many(string(encode("AUTH", "secret")), 1),
+		{name: "an echo of AUTH", url: password, took: 1050 * time.Millisecond, dialed: 14,
+			answers: many(string(encode("AUTH", "secret")), 20),
 			err:     "fake:6379: AUTH: reply of kind '*': want '+'"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -334,7 +331,7 @@ func TestTry(t *testing.T) {
 				s := &scripted{}
 				server := fakeRedis(s.answer).server(t, cmp.Or(tt.url, "redis://fake"))
 				server.timeout = cmp.Or(tt.timeout, time.Second)
-				c := &conn{server: server, key: "k", id: "host:1/X/1", hasty: tt.down}
+				c := &conn{server: server, key: "k", id: "host:1/X/1"}
 				defer func() { c.close() }()
 				if tt.kept {
 					c.raise("e", 0, 1)
@@ -471,9 +468,9 @@ func TestAddresses(t *testing.T) {
 	}{
 		{[]string{"+OK\r\n"}, 0, "1:6379"},
 		{[]string{closed, "+OK\r\n"}, 0, "1:6379 2:6379"},
-		{[]string{silent, "+OK\r\n"}, dialTimeout / 3, "1:6379 2:6379"},
-		{[]string{silent, silent, "+OK\r\n"}, dialTimeout * 2 / 3, "1:6379 2:6379 3:6379"},
-		{[]string{closed, silent, "+OK\r\n"}, dialTimeout / 2, "1:6379 2:6379 3:6379"},
+		{[]string{silent, "+OK\r\n"}, maxSilence / 3, "1:6379 2:6379"},
+		{[]string{silent, silent, "+OK\r\n"}, maxSilence * 2 / 3, "1:6379 2:6379 3:6379"},
+		{[]string{closed, silent, "+OK\r\n"}, maxSilence / 2, "1:6379 2:6379 3:6379"},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			s := &scripted{dials: tt.dials}
@@ -579,7 +576,7 @@ func TestAuthAndSelect(t *testing.T) {
 		{"redis://ann:secret@" + m.Addr(), "WRONGPASS"},
 		{"redis://" + m.Addr(), "NOAUTH"},
 	} {
-		c := &conn{server: mustParse(t, tt.url, 5*time.Second), hasty: true}
+		c := &conn{server: mustParse(t, tt.url, 500*time.Millisecond)}
 		_, err := c.try(':', "INCRBY", "k", "1")
 		c.close()
 		if (err == nil) != (tt.err == "") || err != nil &&
