@@ -609,7 +609,7 @@ func TestLog(t *testing.T) {
 	m.RequireAuth("secret")
 	addr := m.Addr()
 	m.Close()
-	p := startProcess(t, "REDIS_URL=redis://:secret@"+addr, "REDIS_TIMEOUT=1s")
+	p := startProcess(t, "REDIS_URL=redis://:secret@"+addr, "REDIS_TIMEOUT=300ms")
 	status := func() int {
 		resp, _, err := get("GET", p.url)
 		if err != nil {
@@ -1205,7 +1205,7 @@ func TestSlowOnceItIsBack(t *testing.T) {
 func TestSilentThenEmpty(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t)
-	for after := 3 * time.Second; after < 9*time.Second; after += 200 * time.Millisecond {
+	for after := 3 * time.Second; after < 9*time.Second; after += 400 * time.Millisecond {
 		n.forget()
 		synctest.Test(t, func(t *testing.T) {
 			var away atomic.Bool

@@ -22,8 +22,7 @@ import (
 const (
 	maxString  = 1 << 20                // longest string accepted; one of an entry is below 1 KiB
 	minSilence = 250 * time.Millisecond // until a connection is taken for dead, at first
-	maxSilence = 500 * time.Millisecond // longest, and to connect: a host that is gone says nothing
-	maxAttempt = time.Second            // of a command: the others wait for epochWait only
+	maxSilence = 500 * time.Millisecond // at last, and to connect: a host that is gone says nothing
 	minPause   = 10 * time.Millisecond  // first between two attempts; it doubles with each
 	maxPause   = 100 * time.Millisecond // longest
 	chunk      = 1000                   // entries in a command, so that Redis is not held up for long
@@ -377,11 +376,10 @@ func (c *conn) try(kind byte, args ...string) (got reply, err error) {
 	}
 }
 
-// attempt sends a command once, and follows MOVED. It takes half of the server's timeout at most,
-// and no more than maxAttempt. After an error other than errLost it closes the connection: the next
-// one may lead to another server.
+// attempt sends a command once, and follows MOVED, for half of the server's timeout at most. After
+// an error other than errLost it closes the connection: the next one may lead to another server.
 func (c *conn) attempt(kind byte, args ...string) (got reply, err error) {
-	c.deadline = time.Now().Add(min(c.server.timeout/2, maxAttempt))
+	c.deadline = time.Now().Add(c.server.timeout / 2)
 	if c.nc == nil {
 		c.addr = c.server.addr
 	}

@@ -576,7 +576,7 @@ func TestAuthAndSelect(t *testing.T) {
 		{"redis://ann:secret@" + m.Addr(), "WRONGPASS"},
 		{"redis://" + m.Addr(), "NOAUTH"},
 	} {
-		c := &conn{server: mustParse(t, tt.url, 500*time.Millisecond)}
+		c := &conn{server: mustParse(t, tt.url, 200*time.Millisecond)}
 		_, err := c.try(':', "INCRBY", "k", "1")
 		c.close()
 		if (err == nil) != (tt.err == "") || err != nil &&
