@@ -37,7 +37,7 @@ Settings, by environment variable; empty means unset:
   REDIS_KEY       requestcount  key of the ledger, a hash
   REDIS_TIMEOUT   1s            how long Redis may be away before requests are answered 503;
                                 20ms or more
-  SHUTDOWN_DELAY  0s            how long to go on serving, not ready, after SIGTERM
+  SHUTDOWN_DELAY  0s            how long to go on serving, not ready, when told to stop
 `
 
 // The two answers to a request: with the cluster's number, and without it while Redis is down.
@@ -677,7 +677,7 @@ func (c *counter) exchange() error {
 // end tells Redis what was counted here. Then it waits for as long as the other instances may need
 // to read that, so that they can restore it. While Redis is away it tries until ctx is done.
 func (c *counter) end(ctx context.Context) {
-	if c.current().entries == 0 {
+	if c.redis == nil || c.current().n == 0 {
 		return
 	}
 	for waiting := false; ; waiting = true {
@@ -709,7 +709,6 @@ func (c *counter) end(ctx context.Context) {
 // A status is what a counter knows of itself and of the cluster.
 type status struct {
 	n, total int64 // requests handled here, and by all
-	entries  int   // in its copy of the ledger
 	down     error // as in counter
 	notReady error // nil once an epoch was entered
 }
@@ -717,7 +716,7 @@ type status struct {
 func (c *counter) current() status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := status{n: c.n, total: c.total, entries: len(c.entries), down: c.down}
+	s := status{n: c.n, total: c.total, down: c.down}
 	if c.redis != nil && c.epoch == "" {
 		s.notReady = cmp.Or(c.down, errors.New("no epoch of the ledger entered yet"))
 	}
