@@ -204,7 +204,7 @@ func run(ctx context.Context, cfg config) error {
 
 // newServer returns a server with limits on slow clients and on large requests.
 func newServer(h http.Handler, redisTimeout time.Duration) *http.Server {
-	var unused sync.Map // connections that have sent nothing; browsers open one in reserve
+	var unused sync.Map // connections without a request so far; browsers open one in reserve
 	s := &http.Server{
 		Handler:      h,
 		ReadTimeout:  readTimeout,
@@ -332,7 +332,7 @@ func healthcheck(_ context.Context, cfg config) error {
 //
 // Redis holds a ledger. Each connection that has counted has an entry there, which says how far.
 // Four things are always true of it:
-//   - The total is the sum of all counts, and what somebody has set by hand since the last loss.
+//   - The total is the sum of all counts, plus what somebody has set by hand since the last loss.
 //   - A count only rises, so of two the higher one is right. It can be told again, late or twice.
 //   - An entry holds the total that a command reached by raising it, so the same command has the
 //     same answer when it is sent again.
@@ -447,7 +447,7 @@ func (c *counter) send(b *batch) {
 	b.n = c.n
 	count := c.entries[cn.id].count + b.size
 	b.total, b.err = c.raise(cn, count, giveUp) // which unlocks mu meanwhile
-	// Not before: a look might restore the count, and then nobody knows which total it reached.
+	// If this were set before, a look might restore the count, without the total that it reaches.
 	c.entries[cn.id] = entry{count, b.total}
 	c.untold = true
 	c.mu.Unlock()
@@ -583,7 +583,7 @@ func (c *counter) restoreOwn() (total int64, err error) {
 		c.epoch, c.total = epoch, total
 	}
 	c.total = max(c.total, total)
-	if !c.downAt.After(began) { // else Redis went down meanwhile
+	if !c.downAt.After(began) { // unless Redis went down after this look began
 		c.down = nil
 	}
 	if untold {
@@ -616,8 +616,8 @@ func (c *counter) follow() (epoch string, total int64, err error) {
 	if err := c.exchange(); err != nil {
 		return "", 0, err
 	}
-	// All had restored what they knew when this one was opened. So one that starts need not wait.
-	// One that comes from another epoch waits: Redis may have gone back to an earlier one.
+	// Where this epoch is open all have restored what they knew. So an instance that starts need not
+	// wait. One that comes from another epoch does: Redis may have gone back to an earlier one.
 	enterAtOnce := c.epoch == "" && c.last.open == c.last.epoch
 	if !enterAtOnce && c.exchanges < minExchanges {
 		return "", 0, errLost
@@ -655,19 +655,17 @@ func (c *counter) exchange() error {
 	}
 	c.mu.Unlock()
 
-	switch {
-	case there.epoch != c.last.epoch:
+	// It starts over when others have added entries, as they are still restoring. Once the epoch is
+	// open they count.
+	added := len(there.entries) != len(c.last.entries)
+	if there.epoch != c.last.epoch || added && there.open != there.epoch {
 		c.exchanges = 0
-	case there.open != there.epoch && len(there.entries) != len(c.last.entries):
-		// Others are still restoring. The total does not show that, as requests that are answered
-		// 503 raise it, too. Once the epoch is open, new entries are of those that count.
-		c.exchanges = 0
-	case err == nil:
+	} else if err == nil {
 		c.exchanges++
 	}
 	c.last = there
 	if err == nil && len(lacking) > 0 {
-		maps.Copy(there.entries, lacking) // so that the next exchange does not take them for others'
+		maps.Copy(c.last.entries, lacking) // they are not what others add
 		slog.Info("restored what Redis lacked", "redis", c.redis,
 			"requests", requests, "entries", len(lacking))
 	}

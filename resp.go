@@ -195,8 +195,8 @@ const errLost = redisError("LOST the ledger is of another epoch")
 
 // script raises entries of the ledger, each to a count, and the total by the differences. It
 // answers the total that an entry reached by that. Sent again it changes nothing and answers the
-// same, as the entry keeps what it reached. Without entries, or where they are restored, it answers
-// the total. Its arguments are:
+// same, as the entry keeps what it reached. Those who look or restore are answered the total. Its
+// arguments are:
 //   - the epoch in which the sender counts, empty for none;
 //   - the total that the sender knows;
 //   - a random name, for the next epoch;
@@ -206,8 +206,8 @@ const errLost = redisError("LOST the ledger is of another epoch")
 // knows a higher total: Redis has gone back to an older copy. A sender of another epoch is answered
 // errLost.
 //
-// HSETNX makes a look fail where Redis refuses writes, as a replica does; it changes nothing where
-// there is a total. Numbers are written with %d, as Lua has 1e+14, and are exact to 2^53.
+// HSETNX makes a look fail where Redis refuses writes, as a replica does. It changes nothing where
+// there is a total. Numbers are written with %d, as Lua has 1e+14. They are exact to 2^53.
 const script = `local epoch, known, nextEpoch = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local fields = {'epoch', 'total'}
 for i = 4, #ARGV, 3 do
@@ -257,7 +257,7 @@ var scriptSHA = fmt.Sprintf("%x", sha1.Sum([]byte(script)))
 // An entry of the ledger is how far a connection has counted.
 type entry struct {
 	count   int64 // requests
-	reached int64 // the total when it reached that count; 0 where nobody knows, nor will ask
+	reached int64 // the total when it reached that count; 0 after a 503, as nobody asks for it
 }
 
 // A ledger is what Redis holds, a hash. Nothing is ever removed from it.
