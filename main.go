@@ -54,9 +54,9 @@ const (
 	checkTimeout  = time.Second            // for each of a healthcheck's two steps
 	connections   = 8                      // to Redis, for counting; more are no faster
 	lookInterval  = 250 * time.Millisecond // between two looks at Redis
-	minExchanges  = 6                      // in a new epoch, one a look, until it is entered
+	minExchanges  = 6                      // to wait for in a new epoch, one at each look
 	epochWait     = minExchanges * lookInterval
-	retryInterval = 100 * time.Millisecond // between two tries of a request that waits for that
+	retryInterval = 100 * time.Millisecond // between two tries of a request meanwhile
 	entryInterval = 500 * time.Microsecond // between two exchanges, for each entry of the ledger
 	maxInterval   = 3 * time.Second        // between two exchanges, however long it is
 )
@@ -355,10 +355,10 @@ type counter struct {
 	lookConn  *conn     // has no entry
 	last      ledger    // what the last exchange read, and the entries that it restored
 	exchanged time.Time // when that began
-	exchanges int       // since last's epoch was first seen, or others last added entries to it
+	waited    int       // exchanges in last's epoch, see noteWait
 	failing   bool      // the last exchange failed, and the log says so
 	isDown    bool      // the log says that Redis is down
-	told      time.Time // when a look last told Redis something new
+	toldAt    time.Time // when a look last told Redis something new
 
 	mu      sync.Mutex       // guards the rest
 	n       int64            // requests counted
@@ -587,7 +587,7 @@ func (c *counter) restoreOwn() (total int64, err error) {
 		c.down = nil
 	}
 	if untold {
-		c.told = time.Now()
+		c.toldAt = time.Now()
 	}
 	return total, nil
 }
@@ -619,10 +619,24 @@ func (c *counter) follow() (epoch string, total int64, err error) {
 	// Where this epoch is open all have restored what they knew. So an instance that starts need not
 	// wait. One that comes from another epoch does: Redis may have gone back to an earlier one.
 	enterAtOnce := c.epoch == "" && c.last.open == c.last.epoch
-	if !enterAtOnce && c.exchanges < minExchanges {
+	if !enterAtOnce && c.waited < minExchanges {
 		return "", 0, errLost
 	}
 	return c.last.epoch, c.last.total, c.lookConn.markOpen(c.last.epoch)
+}
+
+// noteWait counts an exchange, unless it failed, as a part of the wait for the ledger's epoch. The
+// wait begins anew in another epoch, and where others have added entries, as they are still
+// restoring. Once the epoch is open they may be counting.
+func (c *counter) noteWait(there ledger, err error) {
+	added := len(there.entries) != len(c.last.entries)
+	switch {
+	case there.epoch != c.last.epoch, added && there.open != there.epoch:
+		c.waited = 0
+	case err == nil: // nothing is lacking of the copy here
+		c.waited++
+	}
+	c.last = there
 }
 
 // exchange gives each entry the higher of its two counts, in Redis and in the copy here.
@@ -655,17 +669,9 @@ func (c *counter) exchange() error {
 	}
 	c.mu.Unlock()
 
-	// It starts over when others have added entries, as they are still restoring. Once the epoch is
-	// open they count.
-	added := len(there.entries) != len(c.last.entries)
-	if there.epoch != c.last.epoch || added && there.open != there.epoch {
-		c.exchanges = 0
-	} else if err == nil {
-		c.exchanges++
-	}
-	c.last = there
+	c.noteWait(there, err)
 	if err == nil && len(lacking) > 0 {
-		maps.Copy(c.last.entries, lacking) // they are not what others add
+		maps.Copy(c.last.entries, lacking) // what is restored here is nothing that others add
 		slog.Info("restored what Redis lacked", "redis", c.redis,
 			"requests", requests, "entries", len(lacking))
 	}
@@ -683,7 +689,7 @@ func (c *counter) end(ctx context.Context) {
 		err := c.look() // again and again, as Redis may lose data while it waits
 		if err == nil {
 			// The others read at the first look after their interval. One of their looks may fail.
-			left := c.told.Add(c.interval() + 3*lookInterval).Sub(began)
+			left := c.toldAt.Add(c.interval() + 3*lookInterval).Sub(began)
 			if left <= 0 {
 				return
 			}
