@@ -342,8 +342,8 @@ func healthcheck(_ context.Context, cfg config) error {
 // until Redis loses data. Then four things happen:
 //   - The next one begins: the first run of the script, whoever sends it, gives it its name.
 //   - Each instance follows: it does not count, and at each look restores what Redis lacks.
-//   - It enters, that is counts again, six looks later, or six after others have last added
-//     entries. By then all have restored what they knew.
+//   - It enters, that is counts again, six looks after it has first seen that epoch, or others
+//     have last added entries. By then all have restored what they knew.
 //   - Whoever enters marks it as open. Instances that have just started enter an open one at once.
 type counter struct {
 	redis *redisServer // nil for a cluster of one
@@ -355,7 +355,7 @@ type counter struct {
 	lookConn  *conn     // has no entry
 	last      ledger    // what the last exchange read, and the entries that it restored
 	exchanged time.Time // when that began
-	waited    int       // exchanges in last's epoch, see noteWait
+	waited    int       // exchanges in the present wait for last's epoch
 	failing   bool      // the last exchange failed, and the log says so
 	isDown    bool      // the log says that Redis is down
 	toldAt    time.Time // when a look last told Redis something new
@@ -371,8 +371,8 @@ type counter struct {
 	downAt  time.Time        // when Redis went down
 }
 
-// A batch is the requests that share one command to Redis, which the first of them sends. The
-// command may add earlier requests, too, that were answered 503: these have its lower numbers.
+// A batch is the requests that share one command to Redis, which the first of them sends. Where
+// earlier ones were answered 503 the command counts these, too: theirs are the numbers before.
 type batch struct {
 	size int64 // grows, under counter.mu, while the batch is pending; fixed once it is sealed
 
@@ -427,9 +427,9 @@ func (c *counter) next() (instance, cluster int64, err error) {
 	return b.n - later, b.total - later, b.err
 }
 
-// maxWait returns how long after a request has come its last try may begin: Redis may be away for
-// some time, then be empty, and lose its data again. That try takes twice the timeout and maxPause
-// at the most.
+// maxWait returns how long after a request has come its last try may begin. Redis may be away for
+// the timeout, twice, and lose its data a few times. The last try takes twice the timeout and
+// maxPause at the most.
 func maxWait(redisTimeout time.Duration) time.Duration {
 	return 2*redisTimeout + 4*epochWait - maxPause
 }
@@ -447,7 +447,7 @@ func (c *counter) send(b *batch) {
 	b.n = c.n
 	count := c.entries[cn.id].count + b.size
 	b.total, b.err = c.raise(cn, count, giveUp) // which unlocks mu meanwhile
-	// If this were set before, a look might restore the count, without the total that it reaches.
+	// Only now: a look might have restored the count before, without the total that it reaches.
 	c.entries[cn.id] = entry{count, b.total}
 	c.untold = true
 	c.mu.Unlock()
@@ -583,7 +583,7 @@ func (c *counter) restoreOwn() (total int64, err error) {
 		c.epoch, c.total = epoch, total
 	}
 	c.total = max(c.total, total)
-	if !c.downAt.After(began) { // unless Redis went down after this look began
+	if !c.downAt.After(began) { // a failure after this look began stands
 		c.down = nil
 	}
 	if untold {
@@ -627,7 +627,8 @@ func (c *counter) follow() (epoch string, total int64, err error) {
 
 // noteWait counts an exchange, unless it failed, as a part of the wait for the ledger's epoch. The
 // wait begins anew in another epoch, and where others have added entries, as they are still
-// restoring. Once the epoch is open they may be counting.
+// restoring. Entries that rise do not show that: requests that are answered 503 raise them. Nor do
+// entries that are added once the epoch is open: others may be counting.
 func (c *counter) noteWait(there ledger, err error) {
 	added := len(there.entries) != len(c.last.entries)
 	switch {

@@ -190,7 +190,8 @@ func (s *redisServer) String() string {
 	return s.addr
 }
 
-// errLost is what the script answers where the sender must follow into another epoch.
+// errLost is what the script answers where the sender must follow into another epoch, and what an
+// instance tells itself until it has entered that.
 const errLost = redisError("LOST the ledger is of another epoch")
 
 // script raises entries of the ledger, each to a count, and the total by the differences. It
