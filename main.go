@@ -50,11 +50,11 @@ const (
 
 const (
 	readTimeout   = 5 * time.Second        // for a client to send a request
-	drainTimeout  = 10 * time.Second       // after the last answer, to tell Redis what it lacks
+	drainTimeout  = 10 * time.Second       // after the last answer, to tell Redis and the others
 	checkTimeout  = time.Second            // for each of a healthcheck's two steps
 	connections   = 8                      // to Redis, for counting; more are no faster
 	lookInterval  = 250 * time.Millisecond // between two looks at Redis
-	minExchanges  = 6                      // to wait for in a new epoch, one at each look
+	minExchanges  = 6                      // in a new epoch, one at each look, before it is entered
 	epochWait     = minExchanges * lookInterval
 	retryInterval = 100 * time.Millisecond // between two tries of a request meanwhile
 	entryInterval = 500 * time.Microsecond // between two exchanges, for each entry of the ledger
@@ -583,7 +583,7 @@ func (c *counter) restoreOwn() (total int64, err error) {
 		c.epoch, c.total = epoch, total
 	}
 	c.total = max(c.total, total)
-	if !c.downAt.After(began) { // a failure after this look began stands
+	if !c.downAt.After(began) { // if Redis went down after this look began, it stays so
 		c.down = nil
 	}
 	if untold {
@@ -625,16 +625,16 @@ func (c *counter) follow() (epoch string, total int64, err error) {
 	return c.last.epoch, c.last.total, c.lookConn.markOpen(c.last.epoch)
 }
 
-// noteWait counts an exchange, unless it failed, as a part of the wait for the ledger's epoch. The
-// wait begins anew in another epoch, and where others have added entries, as they are still
-// restoring. Entries that rise do not show that: requests that are answered 503 raise them. Nor do
-// entries that are added once the epoch is open: others may be counting.
+// noteWait counts an exchange as a part of the wait for the ledger's epoch, unless it failed. The
+// wait begins anew
+//   - in another epoch;
+//   - where others have added entries before it is open, as they are still restoring.
 func (c *counter) noteWait(there ledger, err error) {
 	added := len(there.entries) != len(c.last.entries)
 	switch {
 	case there.epoch != c.last.epoch, added && there.open != there.epoch:
 		c.waited = 0
-	case err == nil: // nothing is lacking of the copy here
+	case err == nil: // Redis has all of the copy here
 		c.waited++
 	}
 	c.last = there
@@ -672,7 +672,7 @@ func (c *counter) exchange() error {
 
 	c.noteWait(there, err)
 	if err == nil && len(lacking) > 0 {
-		maps.Copy(c.last.entries, lacking) // what is restored here is nothing that others add
+		maps.Copy(c.last.entries, lacking) // so that these do not begin the wait anew
 		slog.Info("restored what Redis lacked", "redis", c.redis,
 			"requests", requests, "entries", len(lacking))
 	}
@@ -689,7 +689,7 @@ func (c *counter) end(ctx context.Context) {
 		began, wait := time.Now(), lookInterval
 		err := c.look() // again and again, as Redis may lose data while it waits
 		if err == nil {
-			// The others read at the first look after their interval. One of their looks may fail.
+			// The others read at a look after their interval. One may come late, and one may fail.
 			left := c.toldAt.Add(c.interval() + 3*lookInterval).Sub(began)
 			if left <= 0 {
 				return
