@@ -342,8 +342,8 @@ func healthcheck(_ context.Context, cfg config) error {
 // until Redis loses data. Then four things happen:
 //   - The next one begins: the first run of the script, whoever sends it, gives it its name.
 //   - Each instance follows: it does not count, and at each look restores what Redis lacks.
-//   - It enters, that is counts again, six looks after it has first seen that epoch, or others
-//     have last added entries. By then all have restored what they knew.
+//   - It enters, that is counts again, six looks after it has first seen that epoch, and after
+//     others have last added entries. By then all have restored what they knew.
 //   - Whoever enters marks it as open. Instances that have just started enter an open one at once.
 type counter struct {
 	redis *redisServer // nil for a cluster of one
@@ -371,8 +371,8 @@ type counter struct {
 	downAt  time.Time        // when Redis went down
 }
 
-// A batch is the requests that share one command to Redis, which the first of them sends. Where
-// earlier ones were answered 503 the command counts these, too: theirs are the numbers before.
+// A batch is the requests that share one command to Redis, which the first of them sends. Requests
+// that were answered 503 are counted by a later command, with the numbers before its batch.
 type batch struct {
 	size int64 // grows, under counter.mu, while the batch is pending; fixed once it is sealed
 
@@ -447,7 +447,7 @@ func (c *counter) send(b *batch) {
 	b.n = c.n
 	count := c.entries[cn.id].count + b.size
 	b.total, b.err = c.raise(cn, count, giveUp) // which unlocks mu meanwhile
-	// Only now: a look might have restored the count before, without the total that it reaches.
+	// Not earlier: a look might restore the count before Redis has it, without what it reaches.
 	c.entries[cn.id] = entry{count, b.total}
 	c.untold = true
 	c.mu.Unlock()
@@ -537,7 +537,7 @@ func (c *counter) keep(ctx context.Context) {
 }
 
 // look tells Redis this instance's own entries. Where the total has changed it exchanges the whole
-// ledger, less often where that is long. It fails where a request could not be counted.
+// ledger, less often where that is long. It fails where restoreOwn does.
 func (c *counter) look() error {
 	c.log() // also of a failure that this look ends
 	total, err := c.restoreOwn()
@@ -583,7 +583,7 @@ func (c *counter) restoreOwn() (total int64, err error) {
 		c.epoch, c.total = epoch, total
 	}
 	c.total = max(c.total, total)
-	if !c.downAt.After(began) { // if Redis went down after this look began, it stays so
+	if c.downAt.Before(began) { // else Redis went down after this look began
 		c.down = nil
 	}
 	if untold {
@@ -657,7 +657,7 @@ func (c *counter) exchange() error {
 			requests += more
 		}
 	}
-	// Those that nobody else may know come first: in a long ledger the others take their time.
+	// First the entries that nobody else may know: all those of a long ledger take their time.
 	if _, err = c.lookConn.restore(there.epoch, there.total, c.own(lacking)); err == nil {
 		_, err = c.lookConn.restore(there.epoch, there.total, lacking)
 	}
@@ -689,7 +689,7 @@ func (c *counter) end(ctx context.Context) {
 		began, wait := time.Now(), lookInterval
 		err := c.look() // again and again, as Redis may lose data while it waits
 		if err == nil {
-			// The others read at a look after their interval. One may come late, and one may fail.
+			// The others read after their interval, at a look. One look may come late, one may fail.
 			left := c.toldAt.Add(c.interval() + 3*lookInterval).Sub(began)
 			if left <= 0 {
 				return

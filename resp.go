@@ -22,7 +22,7 @@ import (
 const (
 	maxString  = 1 << 20                // longest string accepted; one of an entry is below 1 KiB
 	minSilence = 250 * time.Millisecond // until a connection is taken for dead, at first
-	maxSilence = 500 * time.Millisecond // at last, and to connect: a host that is gone says nothing
+	maxSilence = 500 * time.Millisecond // where Redis is slow, and to connect
 	minPause   = 10 * time.Millisecond  // first between two attempts; it doubles with each
 	maxPause   = 100 * time.Millisecond // longest
 	chunk      = 1000                   // entries in a command, so that Redis is not held up for long
@@ -190,8 +190,8 @@ func (s *redisServer) String() string {
 	return s.addr
 }
 
-// errLost is what the script answers where the sender must follow into another epoch, and what an
-// instance tells itself until it has entered that.
+// errLost is what the script answers where the sender must follow into another epoch. It is also
+// the error of a look until the instance has entered that.
 const errLost = redisError("LOST the ledger is of another epoch")
 
 // script raises entries of the ledger, each to a count, and the total by the differences. It
@@ -201,7 +201,8 @@ const errLost = redisError("LOST the ledger is of another epoch")
 //   - the epoch in which the sender counts, empty for none;
 //   - the total that the sender knows;
 //   - a random name, for the next epoch;
-//   - for each entry its id, its count, and the total that it reached, empty where it counts.
+//   - for each entry its id, its count, and the total that it reached, which is empty where
+//     requests are counted, not restored.
 //
 // The next epoch begins where the ledger has none. It also begins where a sender of the present one
 // knows a higher total: Redis has gone back to an older copy. A sender of another epoch is answered
