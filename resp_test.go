@@ -65,6 +65,7 @@ func TestReadReply(t *testing.T) {
 		{':', ":1", reply{}, "EOF"},
 		{'$', "$2\r\na", reply{}, "EOF"},
 		{'*', "*2\r\n$1\r\na\r\n", reply{}, "EOF"},
+		{'*', "*9223372036854775807\r\n", reply{}, "EOF"},
 		{':', "", reply{}, "EOF"},
 		{':', "-NOPERM no\r\n", reply{}, "NOPERM no"},
 		{'*', "*1\r\n-NOPERM no\r\n", reply{}, "NOPERM no"},
@@ -356,10 +357,11 @@ func TestTry(t *testing.T) {
 func TestNoScriptAndMoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &scripted{answers: []string{"-NOSCRIPT No matching script.\r\n", ":1\r\n",
-			"-MOVED 866 fd00::2:6379\r\n", ":2\r\n", "-LOADING\r\n", "-MOVED 866 ?:1\r\n"}}
+			"-MOVED 866 fd00::2:6379\r\n", ":2\r\n", "-MOVED 866 ?:1\r\n", ":3\r\n",
+			"-LOADING\r\n", "-MOVED 866 ?:1\r\n"}}
 		c := &conn{server: fakeRedis(s.answer).server(t, "redis://fake"), key: "k", id: "host:1/X/1"}
 		defer func() { c.close() }()
-		for i := range int64(3) {
+		for i := range int64(4) {
 			if _, err := c.raise("e", i, i+1); err != nil {
 				t.Error(err)
 			}
@@ -367,7 +369,7 @@ func TestNoScriptAndMoved(t *testing.T) {
 		if want := []string{"EVALSHA", "EVAL", "EVALSHA", "EVALSHA"}; !slices.Equal(s.sent[:4], want) {
 			t.Errorf("got the commands %q, want first %q", s.sent, want)
 		}
-		if want := []string{"fake:6379", "[fd00::2]:6379", "fake:6379", "fake:1"}; !slices.Equal(s.addrs, want) {
+		if want := []string{"fake:6379", "[fd00::2]:6379", "[fd00::2]:1", "fake:6379", "fake:1"}; !slices.Equal(s.addrs, want) {
 			t.Errorf("dialed %q, want %q", s.addrs, want)
 		}
 	})
