@@ -658,7 +658,10 @@ func (c *counter) exchange() error {
 		}
 	}
 	// First the entries that nobody else may know: all those of a long ledger take their time.
-	if _, err = c.lookConn.restore(there.epoch, there.total, c.own(lacking)); err == nil {
+	if own := c.own(lacking); len(own) > 0 {
+		_, err = c.lookConn.restore(there.epoch, there.total, own)
+	}
+	if err == nil {
 		_, err = c.lookConn.restore(there.epoch, there.total, lacking)
 	}
 
