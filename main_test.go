@@ -135,6 +135,18 @@ func (n *network) set(fault string) {
 // forget makes Redis forget what it knows, as a restart would.
 func (n *network) forget() { n.do([]string{"DEL", n.key}) }
 
+// copy returns what Redis has, as goBack takes it.
+func (n *network) copy() []string {
+	got, _ := readReply(replyReader(n.do([]string{"HGETALL", n.key})), '*')
+	return got.list
+}
+
+// goBack makes Redis go back to an older copy, as a failover would.
+func (n *network) goBack(copied []string) {
+	n.forget()
+	n.do(append([]string{"HSET", n.key}, copied...))
+}
+
 // ledger returns what Redis has, and the sum of the counts in it.
 func (n *network) ledger(t *testing.T) (l ledger, sum int64) {
 	t.Helper()
@@ -797,17 +809,18 @@ func TestRedisFails(t *testing.T) {
 	}
 }
 
-// A cluster is some instances in a bubble that share a Redis, and how each of them crashes: it stops at once.
+// A cluster is some instances in a bubble that share a Redis, and how to stop each of them at once.
 type cluster struct {
 	*testing.T
 	*network
+	created  time.Time // when the first instance looked first
 	counters []*counter
 	stop     []func()
 	latest   int64 // number that was told
 }
 
 func newCluster(t *testing.T, n *network, instances int) *cluster {
-	c := &cluster{T: t, network: n}
+	c := &cluster{T: t, network: n, created: time.Now()}
 	for range instances {
 		c.start(n.server(t))
 	}
@@ -830,6 +843,26 @@ func (c *cluster) ask(when string, i int) {
 	if c.latest++; got != c.latest || err != nil || time.Since(began) > epochWait+2*lookInterval {
 		c.Errorf("%s: instance %d tells %d after %v, %v; want %d", when, i, got, time.Since(began), err, c.latest)
 	}
+}
+
+// askUntilUp asks an instance until it tells a number, which must be that of all requests.
+func (c *cluster) askUntilUp(when string, i int) {
+	c.Helper()
+	got, err := int64(0), error(errLost)
+	for err != nil {
+		time.Sleep(10 * time.Millisecond)
+		c.latest++
+		_, got, err = c.counters[i].next()
+	}
+	if got != c.latest {
+		c.Errorf("%s: instance %d tells %d, want %d", when, i, got, c.latest)
+	}
+}
+
+// afterLook waits until d after a look of the first instance, which is before one where d is
+// negative. Its looks take no time.
+func (c *cluster) afterLook(d time.Duration) {
+	time.Sleep(lookInterval + d - time.Since(c.created)%lookInterval)
 }
 
 // A number is never told twice, and each is one more than the one before it, when Redis loses its
@@ -902,18 +935,14 @@ func TestWaitForAnEpoch(t *testing.T) {
 	for instances := 1; instances <= 2; instances++ {
 		n.forget()
 		synctest.Test(t, func(t *testing.T) {
-			created := time.Now()
-			afterLook := func(d time.Duration) { // of the first one
-				time.Sleep(lookInterval + d - time.Since(created)%lookInterval)
-			}
 			c := newCluster(t, n, 0)
 			for i := range instances {
 				c.start(n.server(t))
 				c.ask("before", i)
-				afterLook(lookInterval * 3 / 4)
+				c.afterLook(lookInterval * 3 / 4)
 			}
 			time.Sleep(time.Second) // the first one knows what the second has counted
-			afterLook(-time.Millisecond)
+			c.afterLook(-time.Millisecond)
 			n.forget()
 			var others sync.WaitGroup
 			for range connections { // most have no entry yet
@@ -937,18 +966,16 @@ func TestCopyOfAnEarlierEpoch(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t)
 	synctest.Test(t, func(t *testing.T) {
-		created := time.Now()
 		c := newCluster(t, n, 1)
 		time.Sleep(lookInterval / 2) // each look comes half an interval after one of the first instance
 		c.start(n.server(t))
 		c.ask("before", 0)
-		older, _ := readReply(replyReader(n.do([]string{"HGETALL", n.key})), '*')
+		older := n.copy()
 		n.forget()
 		c.ask("in the next epoch", 0)
-		time.Sleep(lookInterval - time.Since(created)%lookInterval - time.Millisecond)
+		c.afterLook(-time.Millisecond)
 		c.ask("not yet read by the first", 1)
-		n.forget()
-		n.do(append([]string{"HSET", n.key}, older.list...))
+		n.goBack(older)
 		c.ask("back to the copy", 0)
 	})
 }
@@ -975,7 +1002,7 @@ func TestOwnEntriesFirst(t *testing.T) {
 		time.Sleep(lookInterval)
 		synctest.Wait()
 		if own := "host:1/"; len(first) < 8 || !strings.HasPrefix(first[7], own) {
-			t.Errorf("restored first: got %.100q, want entries of %s", first, own)
+			t.Errorf("restored first: got %q, want entries of %s", first[:min(len(first), 8)], own)
 		}
 	})
 }
@@ -1145,26 +1172,19 @@ func TestFirstNumberAfterAnOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		redis := n.server(t)
 		redis.timeout = 5 * time.Second
-		c := newCounter("host:1", n.key, redis)
-		start(t, c)
-		c.next()
+		c := newCluster(t, n, 0)
+		c.start(redis)
+		c.ask("before", 0)
 		n.set(closed)
 		var wg sync.WaitGroup
 		for range 3 { // on connections of their own
-			wg.Go(func() { c.next() })
+			c.latest++
+			wg.Go(func() { c.counters[0].next() })
 			time.Sleep(time.Millisecond)
 		}
 		wg.Wait()
 		time.AfterFunc(20*time.Second, func() { n.set(carried) })
-		asked, got, err := int64(4), int64(0), error(errLost)
-		for err != nil {
-			time.Sleep(10 * time.Millisecond)
-			asked++
-			_, got, err = c.next()
-		}
-		if got != asked {
-			t.Errorf("got %d after %d requests", got, asked)
-		}
+		c.askUntilUp("afterwards", 0)
 	})
 }
 
@@ -1256,29 +1276,20 @@ func TestRefusesAfterALoss(t *testing.T) {
 				}
 				return n.answer(cmd)
 			}).server(t, "redis://fake")
-			created := time.Now()
 			c := newCluster(t, n, 0)
 			c.start(redis)
 			time.Sleep(lookInterval / 2)
 			c.start(redis)
 			c.ask("before", 0)
 			time.Sleep(time.Second)
-			time.Sleep(lookInterval - time.Since(created)%lookInterval - time.Millisecond)
+			c.afterLook(-time.Millisecond)
 			c.ask("not yet read by the first", 1)
 			n.forget()
 			time.Sleep(2 * time.Millisecond) // the first has looked, and begun the next epoch
 			refuses.Store(true)
 			time.Sleep(after)
 			refuses.Store(false)
-			got, err := int64(0), error(errLost)
-			for err != nil {
-				time.Sleep(10 * time.Millisecond)
-				c.latest++
-				_, got, err = c.counters[0].next()
-			}
-			if got != c.latest {
-				t.Errorf("after %v: got %d, want %d", after, got, c.latest)
-			}
+			c.askUntilUp(fmt.Sprint("after ", after), 0)
 		})
 	}
 }
@@ -1544,10 +1555,9 @@ func TestNotPromised(t *testing.T) {
 			way.set(carried)
 		}},
 		{"Redis goes back to an older copy", func(ask func(i int), armed *atomic.Bool, way *network) {
-			older, _ := readReply(replyReader(n.do([]string{"HGETALL", n.key})), '*')
+			older := n.copy()
 			ask(0)
-			n.forget()
-			n.do(append([]string{"HSET", n.key}, older.list...))
+			n.goBack(older)
 			ask(1)
 		}},
 	} {
@@ -1772,18 +1782,15 @@ func (s *schedule) event() {
 		}
 	case what < 90:
 		if others && (!s.ordered() || time.Since(s.lostAt) > 2*time.Second) { // all is restored
-
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			in.state = "crashed"
 			s.safe = time.Now().Add(2 * time.Second)
 		}
 	case s.older && what < 95:
-		got, _ := readReply(replyReader(s.do([]string{"HGETALL", s.key})), '*')
-		s.copied = got.list
+		s.copied = s.copy()
 	case s.older && len(s.copied) > 0:
-		s.forget()
-		s.do(append([]string{"HSET", s.key}, s.copied...))
+		s.goBack(s.copied)
 	}
 }
 
